@@ -1,0 +1,1 @@
+"""Models; fairseq imports every public file of this folder when it loads the plugin."""

@@ -1,0 +1,178 @@
+"""Options shared by the Luna models, and how named architectures are registered."""
+
+import dataclasses
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, Optional, Tuple, Type
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models.transformer import TransformerConfig
+from fairseq.models.transformer.transformer_config import (
+    DecoderConfig,
+    EncDecBaseConfig,
+    QuantNoiseConfig,
+)
+from omegaconf import II, OmegaConf
+
+from luna_fairseq.ops import CAUSAL_ACTIVATIONS
+
+_NESTED = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
+
+# Where fairseq's own nested field cannot be used flat, with the reason.
+_CHANGED: Dict[str, Tuple[Any, Any]] = {
+    # One option serves the task and the model, on the command line and in YAML.
+    "max_source_positions": (int, II("task.max_source_positions")),
+    "max_target_positions": (int, II("task.max_target_positions")),
+    # Follow the width of the decoder; the nested names do not exist here.
+    "decoder_input_dim": (int, II("model.decoder_embed_dim")),
+    "decoder_output_dim": (int, II("model.decoder_embed_dim")),
+    # fairseq splits this at commas when it prunes, so it must stay a string: "0,2,4".
+    "encoder_layers_to_keep": (Optional[str], None),
+    "decoder_layers_to_keep": (Optional[str], None),
+    # The trainer compares it with a number when it saves.
+    "base_layers": (int, 0),
+}
+
+
+def _flat_fields() -> Iterator[Tuple[str, Any, Any]]:
+    """The fields of fairseq's TransformerConfig under their command-line names."""
+    for outer in dataclasses.fields(TransformerConfig):
+        nested = _NESTED.get(outer.name)
+        prefix = f"{outer.name}_" if nested else ""
+        for inner in dataclasses.fields(nested) if nested else (outer,):
+            if inner.name == "_name":
+                continue
+            name = prefix + inner.name
+            annotation, default = _CHANGED.get(name, (inner.type, inner.default))
+            yield name, annotation, field(default=default, metadata=dict(inner.metadata))
+
+
+# fairseq's own config is nested, and a nested one cannot be given on the fairseq-train command line by a
+# plugin. This is the same set of options, flat.
+_FlatTransformerConfig: Any = dataclasses.make_dataclass(
+    "_FlatTransformerConfig", _flat_fields(), bases=(FairseqDataclass,), namespace={"__module__": __name__}
+)
+
+
+@dataclass
+class LunaConfig(_FlatTransformerConfig):
+    """Every option of fairseq's transformer, flat, and Luna's own (published names and defaults).
+
+    The defaults are those of ``luna_base``: the sizes of Transformer-base, projection length 32, tied kv.
+    """
+
+    projection_length: int = field(
+        default=32, metadata={"help": "length l of the packed sequence P (projection length), at least 1"}
+    )
+    fix_projection_length: bool = field(
+        default=False,
+        metadata={"help": "use all l rows of P for every sentence, however short (default: at most its length)"},
+    )
+    untie_luna_kv: bool = field(
+        default=False,
+        metadata={"help": "separate key and value matrices in pack and unpack (default: one for both)"},
+    )
+    encoder_projected_attention_heads: int = field(
+        default=II("model.encoder_attention_heads"),
+        metadata={"help": "heads of the pack step in the encoder (default: its attention heads)"},
+    )
+    decoder_projected_attention_heads: int = field(
+        default=II("model.decoder_attention_heads"),
+        metadata={"help": "heads of the pack step in the decoder (default: its attention heads)"},
+    )
+    causal_activation: ChoiceEnum(list(CAUSAL_ACTIVATIONS)) = field(  # type: ignore[valid-type]
+        default="softplus",
+        metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
+    )
+    word_dropout: float = field(
+        default=0.0, metadata={"help": "probability of dropping a whole word from the input"}
+    )
+
+
+# Options of fairseq's transformer that have no meaning here: field -> why. Giving one is an error.
+REFUSED: Dict[str, str] = {
+    "adaptive_input": "the embeddings are plain tables",
+    "tie_adaptive_weights": "it needs adaptive input embeddings, which a translation model does not have",
+    "tie_adaptive_proj": "it needs adaptive input embeddings, which a translation model does not have",
+    "no_cross_attention": "the decoder gets its packed sequence P from the encoder and updates it by cross-attention",
+    "cross_self_attention": "causal Luna attention attends to the target alone",
+    "char_inputs": "the model reads token indices",
+    "base_layers": "BASE layers have no packed sequence",
+    "encoder_xformers_att_config": "Luna brings its own attention",
+    "decoder_xformers_att_config": "Luna brings its own attention",
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_config(cfg: Any) -> None:
+    """Refuse what cannot work, before anything is built.
+
+    Args:
+        cfg: a flat config (a :class:`LunaConfig`, or the same as DictConfig or Namespace).
+
+    Raises:
+        ValueError: with the option, its value, and what to change.
+    """
+    for name, reason in REFUSED.items():
+        if getattr(cfg, name, None):
+            raise ValueError(f"{_flag(name)} is not available for Luna: {reason}; leave it out")
+    if cfg.projection_length < 1:
+        raise ValueError(f"--projection-length is {cfg.projection_length}: it must be at least 1")
+    for side in ("encoder", "decoder"):
+        width = getattr(cfg, f"{side}_embed_dim")
+        for name in (f"{side}_attention_heads", f"{side}_projected_attention_heads"):
+            heads = getattr(cfg, name)
+            if heads < 1 or width % heads != 0:
+                raise ValueError(
+                    f"{_flag(name)} is {heads}: it must be at least 1 and divide {_flag(side + '_embed_dim')} {width}"
+                )
+    if cfg.decoder_embed_dim != cfg.encoder_embed_dim:
+        raise ValueError(
+            f"--decoder-embed-dim is {cfg.decoder_embed_dim} and --encoder-embed-dim {cfg.encoder_embed_dim}: "
+            "make them equal, since the decoder goes on with the encoder's packed sequence"
+        )
+    shared = cfg.share_all_embeddings or cfg.share_decoder_input_output_embed or cfg.merge_src_tgt_embed
+    if shared and cfg.decoder_output_dim != cfg.decoder_embed_dim:
+        raise ValueError(
+            f"--decoder-output-dim is {cfg.decoder_output_dim}: with shared embeddings it must equal "
+            f"--decoder-embed-dim {cfg.decoder_embed_dim}"
+        )
+    for name in ("dropout", "attention_dropout", "activation_dropout", "word_dropout"):
+        if not 0.0 <= getattr(cfg, name) <= 1.0:
+            raise ValueError(f"{_flag(name)} is {getattr(cfg, name)}: a probability lies between 0 and 1")
+
+
+def nested_config(cfg: Any) -> TransformerConfig:
+    """The nested form that fairseq's encoder, decoder and layer classes read.
+
+    Luna's options come along: ``cfg.projection_length``, ``cfg.encoder.projected_attention_heads``, and so on.
+
+    Args:
+        cfg: a flat config (a :class:`LunaConfig`, or the same as DictConfig or Namespace).
+    """
+    if isinstance(cfg, TransformerConfig):
+        return cfg
+    if OmegaConf.is_config(cfg):
+        cfg = Namespace(**OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    elif isinstance(cfg, LunaConfig):
+        cfg = Namespace(**dataclasses.asdict(cfg))
+    return TransformerConfig.from_namespace(cfg)
+
+
+def register_architectures(model: Type[BaseFairseqModel], configs: Dict[str, type]) -> None:
+    """Make ``--arch NAME`` and ``model._name: NAME`` mean the same for every named architecture.
+
+    An architecture is a config class with other defaults, and a model class of its own. Functions that
+    change defaults (``register_model_architecture``) are not used: ``fairseq-hydra-train`` fills in the
+    defaults before it calls them, so they would silently do nothing there.
+
+    Args:
+        model: the model class.
+        configs: architecture name -> dataclass with its defaults.
+    """
+    for name, config in configs.items():
+        register_model(name, dataclass=config)(type(model.__name__, (model,), {"__module__": model.__module__}))

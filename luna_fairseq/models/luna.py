@@ -1,0 +1,305 @@
+"""The Luna translation model: ``--arch luna``, ``luna_base``, ``luna_base_tied``, ``luna_base_untied``."""
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.distributed import fsdp_wrap
+from fairseq.models.transformer import (
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModelBase,
+)
+from fairseq.modules import LayerNorm
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from torch import Tensor, nn
+
+from luna_fairseq import ops
+from luna_fairseq.checkpoint import translate_published_names
+from luna_fairseq.models._config import LunaConfig, check_config, nested_config, register_architectures
+from luna_fairseq.modules import LunaDecoderLayer, LunaEncoderLayer, PackedInput, WordDropout
+from luna_fairseq.modules.attention import IncrementalState
+
+
+def _wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
+    """Activation checkpointing and FSDP around a layer, as fairseq's transformer does."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+class LunaEncoder(TransformerEncoderBase):
+    """fairseq's transformer encoder with Luna layers, which also carry the packed sequence P.
+
+    Args:
+        cfg: nested config (:func:`luna_fairseq.models._config.nested_config`).
+        dictionary: source dictionary.
+        embed_tokens: source embeddings.
+    """
+
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+        super().__init__(cfg, dictionary, embed_tokens)
+        embed_dim = embed_tokens.embedding_dim
+        self.word_dropout = WordDropout(cfg.word_dropout)
+        self.packed_input = PackedInput(
+            cfg.projection_length,
+            embed_dim,
+            scale=self.embed_scale,
+            positions=not (cfg.no_token_positional_embeddings or cfg.encoder.learned_pos),
+            layer_norm=cfg.layernorm_embedding,
+            dropout=cfg.dropout,
+            fixed_length=cfg.fix_projection_length,
+            module_name=self.__class__.__name__,
+        )
+        self.packed_layer_norm = LayerNorm(embed_dim) if cfg.encoder.normalize_before else None
+
+    def build_encoder_layer(self, cfg: Any) -> nn.Module:
+        return _wrap_layer(LunaEncoderLayer(cfg), cfg)
+
+    def forward_embedding(
+        self, src_tokens: Tensor, token_embedding: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Tensor]:
+        if token_embedding is None:
+            token_embedding = self.embed_tokens(src_tokens)
+        return super().forward_embedding(src_tokens, self.word_dropout(token_embedding))
+
+    def forward_scriptable(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Optional[Tensor] = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Optional[Tensor] = None,
+    ) -> Dict[str, List[Tensor]]:
+        """Encode a batch.
+
+        Args:
+            src_tokens: ``[B, M]`` int64, padded on either side.
+            src_lengths: not read; lengths follow from the padding.
+            return_all_hiddens: also return the input of the first layer and the output of each.
+            token_embeddings: ``[B, M, D]`` to use instead of a look-up.
+
+        Returns:
+            fairseq's dictionary of lists, with ``packed_out`` (P, ``[L, B, D]``) and
+            ``packed_padding_mask`` (``[B, L]``, True = not of this sentence). Both padding masks are left
+            empty when nothing is padded.
+        """
+        padding_mask: Optional[Tensor] = src_tokens.eq(self.padding_idx)
+        if not padding_mask.any():
+            padding_mask = None
+
+        x, encoder_embedding = self.forward_embedding(src_tokens, token_embeddings)
+        packed, packed_padding_mask = self.packed_input(src_tokens, padding_mask)
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        x = x.transpose(0, 1)
+
+        mask, packed_mask = ops.key_mask(padding_mask), ops.key_mask(packed_padding_mask)
+        encoder_states = [x] if return_all_hiddens else []
+        for layer in self.layers:
+            x, packed = layer(x, packed, mask, packed_mask)
+            if return_all_hiddens:
+                encoder_states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+            packed = self.packed_layer_norm(packed)
+
+        return {
+            "encoder_out": [x],
+            "encoder_padding_mask": [] if padding_mask is None else [padding_mask],
+            "encoder_embedding": [encoder_embedding],
+            "encoder_states": encoder_states,
+            "packed_out": [packed],
+            "packed_padding_mask": [] if packed_padding_mask is None else [packed_padding_mask],
+            "src_tokens": [],
+            "src_lengths": [],
+        }
+
+    def reorder_encoder_out(
+        self, encoder_out: Dict[str, List[Tensor]], new_order: Tensor
+    ) -> Dict[str, List[Tensor]]:
+        """Make sentence i what sentence ``new_order[i]`` was (``[B']`` int64)."""
+        reordered = super().reorder_encoder_out(encoder_out, new_order)
+        for name, batch_dim in (("packed_out", 1), ("packed_padding_mask", 0)):
+            reordered[name] = [t.index_select(batch_dim, new_order) for t in encoder_out[name]]
+        return reordered
+
+
+class LunaDecoder(TransformerDecoderBase):
+    """fairseq's transformer decoder with Luna layers, which go on with the encoder's packed sequence.
+
+    Args:
+        cfg: nested config (:func:`luna_fairseq.models._config.nested_config`).
+        dictionary: target dictionary.
+        embed_tokens: target embeddings.
+        no_encoder_attn: must be False.
+        output_projection: to use instead of a new or tied one.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        dictionary: Any,
+        embed_tokens: nn.Embedding,
+        no_encoder_attn: bool = False,
+        output_projection: Optional[nn.Module] = None,
+    ) -> None:
+        self._layers_to_build = cfg.decoder.layers
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
+        self.word_dropout = WordDropout(cfg.word_dropout)
+        self.need_attn = True
+
+    def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
+        self._layers_to_build -= 1
+        return _wrap_layer(LunaDecoderLayer(cfg, last=self._layers_to_build == 0), cfg)
+
+    def make_generation_fast_(self, need_attn: bool = False, **unused: Any) -> None:
+        """Called by fairseq before generation: attention is computed only if it is to be printed."""
+        self.need_attn = need_attn
+
+    def _embed(self, tokens: Tensor, new: int) -> Tensor:
+        """The last ``new`` of ``tokens`` as input of the first layer, ``[B, new, D]``.
+
+        Positions are counted from all tokens, so left padding and several new tokens are right too.
+        """
+        x = self.embed_scale * self.word_dropout(self.embed_tokens(tokens[:, -new:]))
+        if self.quant_noise is not None:
+            x = self.quant_noise(x)
+        if self.project_in_dim is not None:
+            x = self.project_in_dim(x)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(tokens)[:, -new:]
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        return self.dropout_module(x)
+
+    def extract_features_scriptable(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[Dict[str, List[Tensor]]],
+        incremental_state: Optional[IncrementalState] = None,
+        full_context_alignment: bool = False,
+        alignment_layer: Optional[int] = None,
+        alignment_heads: Optional[int] = None,
+    ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
+        """Features of the target positions.
+
+        Args:
+            prev_output_tokens: ``[B, N]`` int64, padded on either side. With an ``incremental_state`` all
+                tokens so far; those that earlier calls have not seen are computed.
+            encoder_out: from :meth:`LunaEncoder.forward`.
+            incremental_state: fairseq's decoding state, or None.
+            full_context_alignment: must be False: causal Luna attention has no other form.
+            alignment_layer: return the attention of this layer (default: the last one, not in training).
+            alignment_heads: average the attention over the first so many heads (default: all).
+
+        Returns:
+            ``[B, N', D]`` for the new positions; and a dictionary with ``attn``, ``[B, N', M]`` over the
+            source or None, and ``inner_states``.
+
+        Raises:
+            ValueError: for ``full_context_alignment``, or tokens that were all seen before.
+        """
+        if full_context_alignment:
+            raise ValueError("--full-context-alignment is not available for Luna: its decoder is causal; leave it out")
+        if encoder_out is None:
+            raise ValueError("the Luna decoder needs encoder_out: its packed sequence comes from the encoder")
+        need_attn = alignment_layer is not None or (self.need_attn and not self.training)
+        if alignment_layer is None:
+            alignment_layer = self.num_layers - 1
+
+        new = prev_output_tokens.size(1)
+        if incremental_state is not None:
+            seen = self._count_seen(incremental_state, prev_output_tokens.size(1))
+            new -= seen
+            if new < 1:
+                raise ValueError(f"all {seen} target tokens were decoded before: append the new ones to them")
+        x = self._embed(prev_output_tokens, new).transpose(0, 1)
+
+        padding_mask: Optional[Tensor] = prev_output_tokens[:, -new:].eq(self.padding_idx)
+        if incremental_state is None and not (padding_mask[:, :-1] & ~padding_mask[:, 1:]).any():
+            padding_mask = None  # nothing real comes after padding, so nothing real can see it
+
+        encoder_hidden, packed, encoder_padding, packed_padding = (
+            encoder_out[name][0] if encoder_out[name] else None
+            for name in ("encoder_out", "packed_out", "encoder_padding_mask", "packed_padding_mask")
+        )
+        encoder_mask, packed_mask = ops.key_mask(encoder_padding), ops.key_mask(packed_padding)
+
+        attn: Optional[Tensor] = None
+        inner_states: List[Optional[Tensor]] = [x]
+        for index, layer in enumerate(self.layers):
+            x, packed, layer_attn = layer(
+                x,
+                packed,
+                encoder_hidden,
+                encoder_mask,
+                packed_mask,
+                padding_mask,
+                incremental_state,
+                need_attn and index == alignment_layer,
+            )
+            inner_states.append(x)
+            if layer_attn is not None:
+                attn = layer_attn[:alignment_heads].mean(dim=0).to(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = x.transpose(0, 1)
+        if self.project_out_dim is not None:
+            x = self.project_out_dim(x)
+        return x, {"attn": [attn], "inner_states": inner_states}
+
+    def _count_seen(self, incremental_state: IncrementalState, now: int) -> int:
+        """How many target positions earlier calls have decoded; remember that it is ``now`` from here on."""
+        saved = self.get_incremental_state(incremental_state, "seen")
+        self.set_incremental_state(incremental_state, "seen", {"length": torch.tensor(now)})
+        return 0 if saved is None else int(saved["length"])
+
+
+class LunaModel(TransformerModelBase):
+    """Luna for translation (paper, sections 3 and 4.2).
+
+    ``LunaModel.from_pretrained(folder, checkpoint_file=..., bpe="sentencepiece", sentencepiece_model=...)``
+    gives fairseq's hub interface with ``.translate(...)``.
+    """
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        # The base config, not the architecture's: an on/off option that is on by default would become a
+        # flag that turns it off. The defaults are the architecture's all the same, filled in afterwards.
+        gen_parser_from_dataclass(parser, LunaConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "LunaModel":
+        check_config(cfg)
+        return super().build_model(nested_config(cfg), task)
+
+    @classmethod
+    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> LunaEncoder:
+        return LunaEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> LunaDecoder:
+        return LunaDecoder(cfg, tgt_dict, embed_tokens)
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
+        translate_published_names(state_dict)
+        super().upgrade_state_dict_named(state_dict, name)
+
+
+@dataclass
+class LunaUntiedConfig(LunaConfig):
+    """``luna_base_untied``: separate key and value matrices."""
+
+    untie_luna_kv: bool = True
+
+
+register_architectures(
+    LunaModel,
+    {
+        "luna": LunaConfig,
+        "luna_base": LunaConfig,
+        "luna_base_tied": LunaConfig,
+        "luna_base_untied": LunaUntiedConfig,
+    },
+)

@@ -1,0 +1,308 @@
+"""Luna attention as fairseq modules: projections, heads, dropout and decoding state around ``luna_fairseq.ops``.
+
+Tensors come and go in fairseq's layout, time x batch x channel; heads exist only in here. Projections bear
+the paper's names: ``pq pc pk pv`` make the queries, tied keys-and-values, keys and values of the pack step,
+``q c k v`` those of the unpack step.
+"""
+
+import math
+from typing import Dict, Optional, Tuple
+
+import torch
+from fairseq.incremental_decoding_utils import FairseqIncrementalState
+from fairseq.modules import FairseqDropout
+from fairseq.modules.quant_noise import quant_noise
+from torch import Tensor, nn
+
+from luna_fairseq import ops
+
+IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """``[N, B, D]`` -> ``[B, H, N, K]``."""
+    return x.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    """``[B, H, N, K]`` -> ``[N, B, D]``."""
+    return x.permute(2, 0, 1, 3).flatten(2)
+
+
+def check_heads(embed_dim: int, num_heads: int, what: str) -> int:
+    """The width of one head.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``embed_dim``; ``what`` is the option to change.
+    """
+    if num_heads < 1 or embed_dim % num_heads != 0:
+        raise ValueError(f"{what} is {num_heads}: it must be at least 1 and divide the model width {embed_dim}")
+    return embed_dim // num_heads
+
+
+class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
+    """Projections, dropout and decoding state for both attentions below."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.head_dim = check_heads(embed_dim, num_heads, "the number of attention heads")
+        self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
+
+    def _add_projections(
+        self, in_dims: Dict[str, int], bias: bool, q_noise: float, qn_block_size: int
+    ) -> None:
+        """Create ``<name>_proj`` for each name, Xavier uniform (gain 1/sqrt(2); 1 for ``out``)."""
+        for name, in_dim in in_dims.items():
+            linear = nn.Linear(in_dim, self.embed_dim, bias=bias)
+            nn.init.xavier_uniform_(linear.weight, gain=1.0 if name == "out" else 1.0 / math.sqrt(2.0))
+            if name == "out" and bias:
+                nn.init.zeros_(linear.bias)
+            self.add_module(f"{name}_proj", quant_noise(linear, q_noise, qn_block_size))
+
+    @property
+    def _dropout_p(self) -> float:
+        module = self.dropout_module
+        return module.p if self.training or module.apply_during_inference else 0.0
+
+    def _saved(self, incremental_state: Optional[IncrementalState]) -> Dict[str, Optional[Tensor]]:
+        return self.get_incremental_state(incremental_state, "luna") or {}
+
+    def _save(
+        self, incremental_state: Optional[IncrementalState], values: Dict[str, Optional[Tensor]]
+    ) -> None:
+        self.set_incremental_state(incremental_state, "luna", values)
+
+    def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
+        """Make row i of everything saved what row ``new_order[i]`` was; any order, any length.
+
+        Args:
+            incremental_state: changed in place.
+            new_order: ``[B']`` int64.
+        """
+        saved = self._saved(incremental_state)
+        if saved:
+            self._save(
+                incremental_state,
+                {k: None if v is None else v.index_select(0, new_order) for k, v in saved.items()},
+            )
+
+
+class LunaAttention(_LunaAttentionBase):
+    """Luna attention (paper, section 3.1): P packs the context, the queries unpack it; linear in both lengths.
+
+    Args:
+        embed_dim: D, the width of queries, P and output.
+        num_heads: heads of the unpack step.
+        num_packed_heads: heads of the pack step ("projected attention heads"); default ``num_heads``.
+        context_dim: width of the context; default D.
+        dropout: probability for the pack weights and for the unpack weights.
+        bias: give every projection a bias.
+        tie_kv: one matrix for the keys and values of the pack step, and one for those of the unpack step.
+        q_noise, qn_block_size: quantisation noise on the projections (fairseq's ``--quant-noise-pq``).
+
+    Raises:
+        ValueError: if a number of heads does not divide ``embed_dim``.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_packed_heads: Optional[int] = None,
+        *,
+        context_dim: Optional[int] = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        tie_kv: bool = True,
+        q_noise: float = 0.0,
+        qn_block_size: int = 8,
+    ) -> None:
+        super().__init__(embed_dim, num_heads, dropout)
+        self.num_packed_heads = num_heads if num_packed_heads is None else num_packed_heads
+        check_heads(embed_dim, self.num_packed_heads, "the number of projected attention heads")
+        self.tie_kv = tie_kv
+        context_dim = embed_dim if context_dim is None else context_dim
+        in_dims = {"pq": embed_dim, "q": embed_dim}
+        if tie_kv:
+            in_dims.update(pc=context_dim, c=embed_dim)
+        else:
+            in_dims.update(pk=context_dim, pv=context_dim, k=embed_dim, v=embed_dim)
+        self._add_projections({**in_dims, "out": embed_dim}, bias, q_noise, qn_block_size)
+
+    def pack(
+        self, packed: Tensor, context: Tensor, context_mask: Optional[Tensor], need_weights: bool
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Pack: P reads the context.
+
+        Args:
+            packed: P, ``[L, B, D]``.
+            context: ``[M, B, D_context]``.
+            context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
+            need_weights: return the weights too.
+
+        Returns:
+            ``[L, B, D]``, before any output projection, and the weights ``[B, H', L, M]`` float32 or None.
+        """
+        heads = self.num_packed_heads
+        query = _split_heads(self.pq_proj(packed), heads)
+        if self.tie_kv:
+            key = value = _split_heads(self.pc_proj(context), heads)
+        else:
+            key = _split_heads(self.pk_proj(context), heads)
+            value = _split_heads(self.pv_proj(context), heads)
+        weights = ops.attention_weights(query, key, context_mask) if need_weights else None
+        return _join_heads(ops.attend(query, key, value, context_mask, self._dropout_p)), weights
+
+    def forward(
+        self,
+        query: Tensor,
+        packed: Optional[Tensor],
+        context: Optional[Tensor],
+        context_mask: Optional[Tensor] = None,
+        packed_mask: Optional[Tensor] = None,
+        incremental_state: Optional[IncrementalState] = None,
+        need_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """Pack, then unpack.
+
+        What depends only on P and the context is computed at the first call with an ``incremental_state``
+        and read from there afterwards; later calls may pass None for both.
+
+        Args:
+            query: ``[N, B, D]``.
+            packed: P, ``[L, B, D]``.
+            context: ``[M, B, D_context]``; the query itself in self-attention.
+            context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
+            packed_mask: ``[B, 1, 1, L]`` likewise, or None.
+            incremental_state: fairseq's decoding state, or None.
+            need_weights: return the effective attention map; with an ``incremental_state``, ask from the
+                first call on.
+
+        Returns:
+            Y_X ``[N, B, D]``; Y_P ``[L, B, D]`` before any output projection, or None when it was not
+            computed; and, if asked for, the unpack weights times the pack weights, ``[H, B, N, M]`` float32,
+            each row a distribution over the context. (With different numbers of heads the pack weights are
+            averaged over theirs first.)
+        """
+        saved = self._saved(incremental_state)
+        if saved:
+            key, value, pack_weights = (saved[k] for k in ("key", "value", "pack_weights"))
+            packed_out = None
+        else:
+            assert packed is not None and context is not None
+            packed_out, pack_weights = self.pack(packed, context, context_mask, need_weights)
+            if self.tie_kv:
+                key = value = _split_heads(self.c_proj(packed_out), self.num_heads)
+            else:
+                key = _split_heads(self.k_proj(packed_out), self.num_heads)
+                value = _split_heads(self.v_proj(packed_out), self.num_heads)
+            self._save(incremental_state, {"key": key, "value": value, "pack_weights": pack_weights})
+        assert key is not None and value is not None
+
+        q = _split_heads(self.q_proj(query), self.num_heads)
+        y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self._dropout_p)))
+        if not need_weights:
+            return y, packed_out, None
+        if pack_weights is None:
+            raise ValueError("need_weights was False at the first decoding step: ask for the weights from there on")
+        if pack_weights.size(1) != self.num_heads:
+            pack_weights = pack_weights.mean(dim=1, keepdim=True)
+        weights = ops.attention_weights(q, key, packed_mask) @ pack_weights
+        return y, packed_out, weights.transpose(0, 1)
+
+
+class CausalLunaAttention(_LunaAttentionBase):
+    """Causal Luna self-attention of the decoder (paper, section 3.3), linear in time and memory.
+
+    Args:
+        embed_dim: D.
+        num_heads: H.
+        dropout: probability for the pack weights and for the unpack weights.
+        bias: give every projection a bias.
+        tie_kv: one matrix for keys and values.
+        activation: ``softplus`` or ``elu``, what keeps the pack weights positive.
+        q_noise, qn_block_size: quantisation noise on the projections (fairseq's ``--quant-noise-pq``).
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``embed_dim``, or the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        dropout: float = 0.0,
+        bias: bool = True,
+        tie_kv: bool = True,
+        activation: str = "softplus",
+        q_noise: float = 0.0,
+        qn_block_size: int = 8,
+    ) -> None:
+        super().__init__(embed_dim, num_heads, dropout)
+        if activation not in ops.CAUSAL_ACTIVATIONS:
+            raise ValueError(
+                f"--causal-activation is {activation!r}: choose one of {', '.join(ops.CAUSAL_ACTIVATIONS)}"
+            )
+        self.activation_fn = ops.CAUSAL_ACTIVATIONS[activation]
+        self.tie_kv = tie_kv
+        names = ("pq", "pc", "q", "c", "out") if tie_kv else ("pq", "pc", "q", "k", "v", "out")
+        self._add_projections(dict.fromkeys(names, embed_dim), bias, q_noise, qn_block_size)
+
+    def forward(
+        self,
+        query: Tensor,
+        packed: Optional[Tensor],
+        packed_mask: Optional[Tensor] = None,
+        padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[IncrementalState] = None,
+    ) -> Tensor:
+        """Attend from each position to itself and the earlier ones.
+
+        With an ``incremental_state`` the positions follow those of earlier calls, one or several at a time;
+        the state is two sums and an integer count per sentence, and the queries of P, computed once.
+
+        Args:
+            query: ``[N, B, D]``.
+            packed: P, ``[L, B, D]``; may be None after the first call with an ``incremental_state``.
+            packed_mask: ``[B, 1, 1, L]`` from :func:`luna_fairseq.ops.key_mask`, or None.
+            padding_mask: ``[B, N]`` bool, True = padding, or None; needed only for padding before a real
+                position, since later positions cannot be seen.
+            incremental_state: fairseq's decoding state, or None.
+
+        Returns:
+            ``[N, B, D]``.
+        """
+        saved = self._saved(incremental_state)
+        state = None
+        if saved:
+            packed_query = saved["packed_query"]
+            state = ops.CausalState(*(saved[field] for field in ops.CausalState._fields))  # type: ignore[arg-type]
+        else:
+            assert packed is not None
+            packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
+        assert packed_query is not None
+
+        q = _split_heads(self.q_proj(query), self.num_heads) * self.head_dim**-0.5
+        if self.tie_kv:
+            key = value = _split_heads(self.c_proj(query), self.num_heads)
+        else:
+            key = _split_heads(self.k_proj(query), self.num_heads)
+            value = _split_heads(self.v_proj(query), self.num_heads)
+        scores = _split_heads(self.pc_proj(query), self.num_heads) @ packed_query.transpose(-1, -2)
+        y, state = ops.causal_luna_attention(
+            q,
+            key,
+            value,
+            self.activation_fn(scores.to(torch.promote_types(scores.dtype, torch.float32))),
+            packed_mask=packed_mask,
+            padding_mask=padding_mask,
+            pack_dropout=self._dropout_p,
+            unpack_dropout=self._dropout_p,
+            state=state,
+        )
+        if incremental_state is not None:
+            self._save(incremental_state, {"packed_query": packed_query, **state._asdict()})
+        return self.out_proj(_join_heads(y))

@@ -1,0 +1,187 @@
+"""The one encoder layer and the one decoder layer of this package (paper, section 3.2).
+
+They keep what fairseq's transformer layers build (feed-forward, norms, dropout, quantisation noise) and
+replace the attention, carry P along, and so need a forward of their own.
+"""
+
+from typing import Any, Optional, Tuple
+
+from fairseq.modules import LayerNorm
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor, nn
+
+from luna_fairseq.modules.attention import CausalLunaAttention, IncrementalState, LunaAttention
+
+
+class _LunaLayerMixin:
+    """Steps that both layers share; the modules they use are built by fairseq's layer classes."""
+
+    normalize_before: bool
+    dropout_module: nn.Module
+    activation_fn: Any
+    activation_dropout_module: nn.Module
+    fc1: nn.Module
+    fc2: nn.Module
+    final_layer_norm: nn.Module
+
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if self.normalize_before else x
+
+    def _after(self, norm: nn.Module, residual: Tensor, x: Tensor) -> Tensor:
+        x = residual + self.dropout_module(x)
+        return x if self.normalize_before else norm(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        y = self.activation_fn(self.fc1(self._before(self.final_layer_norm, x)))
+        return self._after(self.final_layer_norm, x, self.fc2(self.activation_dropout_module(y)))
+
+
+class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):
+    """Luna encoder layer: Luna self-attention of x and P, then a feed-forward block on x alone.
+
+    Args:
+        cfg: a ``TransformerConfig`` that also holds Luna's options (``luna_fairseq.models._config``).
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.packed_attn_layer_norm = LayerNorm(self.embed_dim)
+
+    def build_self_attention(self, embed_dim: int, cfg: Any) -> LunaAttention:
+        return LunaAttention(
+            embed_dim,
+            cfg.encoder.attention_heads,
+            cfg.encoder.projected_attention_heads,
+            dropout=cfg.attention_dropout,
+            tie_kv=not cfg.untie_luna_kv,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        mask: Optional[Tensor] = None,
+        packed_mask: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            x: ``[N, B, D]``.
+            packed: P, ``[L, B, D]``.
+            mask, packed_mask: from :func:`luna_fairseq.ops.key_mask`, made once per batch, or None.
+
+        Returns:
+            x and P for the next layer, in the same shapes.
+        """
+        query = self._before(self.self_attn_layer_norm, x)
+        y, y_packed, _ = self.self_attn(
+            query, self._before(self.packed_attn_layer_norm, packed), query, mask, packed_mask
+        )
+        x = self._after(self.self_attn_layer_norm, x, y)
+        packed = self._after(self.packed_attn_layer_norm, packed, y_packed)
+        return self._feed_forward(x), packed
+
+
+class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
+    """Luna decoder layer: causal Luna self-attention, Luna cross-attention, feed-forward block.
+
+    Args:
+        cfg: a ``TransformerConfig`` that also holds Luna's options (``luna_fairseq.models._config``).
+        last: nothing consumes the P that the last layer would return, so it computes none; with norms after
+            the blocks it has no norm for it either (a parameter that never gets a gradient stops
+            DistributedDataParallel unless it is told to search for such).
+    """
+
+    def __init__(self, cfg: Any, last: bool = False) -> None:
+        super().__init__(cfg)
+        self.last = last
+        if self.normalize_before or not last:
+            self.packed_attn_layer_norm: Optional[nn.Module] = LayerNorm(self.embed_dim)
+        else:
+            self.packed_attn_layer_norm = None
+
+    def build_self_attention(
+        self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
+    ) -> CausalLunaAttention:
+        return CausalLunaAttention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            dropout=cfg.attention_dropout,
+            tie_kv=not cfg.untie_luna_kv,
+            activation=cfg.causal_activation,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+        )
+
+    def build_encoder_attention(self, embed_dim: int, cfg: Any) -> LunaAttention:
+        return LunaAttention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            cfg.decoder.projected_attention_heads,
+            context_dim=cfg.encoder.embed_dim,
+            dropout=cfg.attention_dropout,
+            tie_kv=not cfg.untie_luna_kv,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+        )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Published checkpoints hold the norm that never had a gradient, and a pruned decoder
+        # (--decoder-layers-to-keep) makes an inner layer the last one.
+        if self.packed_attn_layer_norm is None:
+            for name in ("weight", "bias"):
+                state_dict.pop(f"{prefix}packed_attn_layer_norm.{name}", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def forward(
+        self,
+        x: Tensor,
+        packed: Optional[Tensor],
+        encoder_out: Optional[Tensor],
+        encoder_mask: Optional[Tensor] = None,
+        packed_mask: Optional[Tensor] = None,
+        padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[IncrementalState] = None,
+        need_attn: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """One layer.
+
+        Args:
+            x: ``[N, B, D]``.
+            packed: P, ``[L, B, D]``; may be None after the first decoding step.
+            encoder_out: ``[M, B, D]``; likewise.
+            encoder_mask, packed_mask: from :func:`luna_fairseq.ops.key_mask`, or None.
+            padding_mask: ``[B, N]`` bool, True = padding among the targets, or None.
+            incremental_state: fairseq's decoding state, or None.
+            need_attn: return the attention over the source.
+
+        Returns:
+            x; P for the next layer (None in the last layer and after the first decoding step); and the
+            attention ``[H, B, N, M]`` or None.
+        """
+        y = self.self_attn(
+            self._before(self.self_attn_layer_norm, x), packed, packed_mask, padding_mask, incremental_state
+        )
+        x = self._after(self.self_attn_layer_norm, x, y)
+
+        packed_in = packed
+        if packed is not None and self.packed_attn_layer_norm is not None:
+            packed_in = self._before(self.packed_attn_layer_norm, packed)
+        y, y_packed, attn = self.encoder_attn(
+            self._before(self.encoder_attn_layer_norm, x),
+            packed_in,
+            encoder_out,
+            encoder_mask,
+            packed_mask,
+            incremental_state,
+            need_attn,
+        )
+        x = self._after(self.encoder_attn_layer_norm, x, y)
+        if self.last or y_packed is None:
+            packed = None
+        else:
+            assert packed is not None and self.packed_attn_layer_norm is not None
+            packed = self._after(self.packed_attn_layer_norm, packed, y_packed)
+        return self._feed_forward(x), packed, attn

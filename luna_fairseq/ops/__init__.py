@@ -1,0 +1,29 @@
+"""The arithmetic of Luna on plain tensors: no fairseq, no parameters, no state of their own.
+
+Dimension letters, used in every docstring of this package (see README.md beside this file):
+
+    B  sentences in a batch          H  attention heads
+    N  positions of the queries      K  width of one head
+    M  positions of the context      D  model width (H * K)
+    L  rows of the packed sequence P ("projection length")
+
+The fast forms are exported here; their slow references live in :mod:`luna_fairseq.ops.naive`.
+"""
+
+from luna_fairseq.ops.causal import (
+    CAUSAL_ACTIVATIONS,
+    CausalState,
+    causal_luna_attention,
+    causal_products,
+)
+from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
+
+__all__ = [
+    "CAUSAL_ACTIVATIONS",
+    "CausalState",
+    "attend",
+    "attention_weights",
+    "causal_luna_attention",
+    "causal_products",
+    "key_mask",
+]

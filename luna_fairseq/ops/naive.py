@@ -1,0 +1,70 @@
+"""The formulas of the paper, one position at a time: slow, obvious, and right in float64.
+
+The tests hold the fast forms to these functions; a reader who wants to know what Luna computes starts here.
+All take unbatched per-head tensors (see :mod:`luna_fairseq.ops` for the letters).
+"""
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+
+def naive_attention(
+    query: Tensor, key: Tensor, value: Tensor, padding: Optional[Tensor] = None
+) -> Tensor:
+    """Softmax attention (section 3.1), used by pack (query from P) and by unpack (query from x).
+
+    Args:
+        query: ``[N, K]``.
+        key, value: ``[M, K]``.
+        padding: ``[M]`` bool, True = padding, or None.
+
+    Returns:
+        ``[N, K]``.
+    """
+    rows = []
+    for q in query:
+        scores = torch.stack([q @ k / math.sqrt(q.numel()) for k in key])
+        if padding is not None:
+            scores = scores.masked_fill(padding, float("-inf"))
+        weights = torch.softmax(scores, dim=0)
+        rows.append(torch.stack([w * v for w, v in zip(weights, value, strict=True)]).sum(dim=0))
+    return torch.stack(rows)
+
+
+def naive_causal_luna(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pack_weights: Tensor,
+    packed_padding: Optional[Tensor] = None,
+    padding: Optional[Tensor] = None,
+) -> Tensor:
+    """Causal Luna attention (section 3.3), by two running sums.
+
+    Args:
+        query: ``[N, K]``, already scaled by ``1 / sqrt(K)``.
+        key, value: ``[N, K]``.
+        pack_weights: ``[N, L]``.
+        packed_padding: ``[L]`` bool, True = not a row of this sentence's P, or None.
+        padding: ``[N]`` bool, True = padding, or None.
+
+    Returns:
+        ``[N, K]``; zero before the first real position.
+    """
+    key_sum = query.new_zeros(key.size(1), pack_weights.size(1))
+    value_sum = query.new_zeros(pack_weights.size(1), value.size(1))
+    count = 0
+    rows = []
+    for t in range(query.size(0)):
+        if padding is None or not padding[t]:
+            count += 1
+            key_sum = key_sum + torch.outer(key[t], pack_weights[t])
+            value_sum = value_sum + torch.outer(pack_weights[t], value[t])
+        scores = query[t] @ key_sum / max(count, 1)
+        if packed_padding is not None:
+            scores = scores.masked_fill(packed_padding, float("-inf"))
+        rows.append(torch.softmax(scores, dim=0) @ value_sum / max(count, 1))
+    return torch.stack(rows)

@@ -1,1 +1,141 @@
-def prepare(): pass
+"""fairseq 0.12.3 on today's torch and Python: the one place that knows what does not fit.
+
+Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.6 to 2.13, hydra-core 1.3, Python 3.11 and 3.12.
+Public hooks are used wherever there is one; the two replacements of fairseq's own parts are in
+:func:`_explain_errors`, with the reason.
+"""
+
+import argparse
+import atexit
+import collections
+import functools
+import os
+import pickle
+import queue
+import threading
+import typing
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+# What fairseq's command lines print although the user can do nothing about it. Beginnings of messages.
+_NOISE = [
+    r"hydra\.experimental\.\w+\(\) is no longer experimental",
+    r"\s*The version_base parameter is not specified",
+    r"In '[^']*': Usage of deprecated keyword in package header",
+    r"\s*'config' is validated against ConfigStore schema with the same name",
+    r"\s*The strict flag in the compose API is deprecated",
+    r"\s*Future Hydra versions will no longer change working directory",
+    r"'pin_memory' argument is set as true but no accelerator is found",
+    r"`torch\.cuda\.amp\.autocast\(args\.\.\.\)` is deprecated",
+    r"Support for mismatched key_padding_mask and attn_mask is deprecated",
+    r"amp_C fused kernels unavailable",
+]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint file cannot be read, or is not allowed to be."""
+
+
+def prepare() -> None:
+    """Make fairseq work here; called once, when the plugin is imported."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    _allow_checkpoint_classes()
+    _explain_errors()
+    atexit.register(_stop_background_consumers)
+
+
+def _allow_checkpoint_classes() -> None:
+    """Let ``torch.load`` read what fairseq saves, with weights-only loading on (the default since torch 2.6).
+
+    Plain data only: none of these runs code when it is unpickled.
+    """
+    from fairseq.distributed.utils import _TensorPlaceholder
+    from omegaconf import DictConfig, ListConfig
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.nodes import AnyNode
+
+    torch.serialization.add_safe_globals(
+        [
+            # The options of a fairseq-train run with a model that is not a dataclass, and of fairseq 0.9.
+            argparse.Namespace,
+            # Validation meters of --eval-bleu.
+            np.ndarray,
+            np.dtype,
+            np.empty(0).__reduce__()[0],  # numpy's array constructor, whose home moved between versions
+            np.float64(0).__reduce__()[0],  # the same for a scalar
+            *(type(np.dtype(name)) for name in ("int64", "float64", "float32")),
+            # A distributed run that resumes sends the whole state from rank 0 to the others.
+            _TensorPlaceholder,
+            DictConfig,
+            ListConfig,
+            ContainerMetadata,
+            Metadata,
+            AnyNode,
+            typing.Any,
+            collections.defaultdict,
+            dict,
+            list,
+            int,
+        ]
+    )
+
+
+def _explain_errors() -> None:
+    """Say what is wrong, and what to do, where fairseq lets a low-level error through.
+
+    There is no hook for either, so two parts of fairseq are replaced (0.12.3.1):
+
+    * ``checkpoint_utils.load_checkpoint_to_cpu``, which every command uses, is wrapped: a file that is cut
+      short or damaged is named.
+    * The task registered as ``translation`` becomes ours, which checks the data folder first.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.tasks import TASK_REGISTRY
+
+    from luna_fairseq.tasks._translation import CheckedTranslationTask
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load)
+    def load_or_explain(path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(path, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            found = str(error).partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
+            raise CheckpointError(
+                f"{path} was not loaded, because it holds {found or 'something'} that no fairseq checkpoint holds "
+                "and loading that could run code; get the checkpoint from somebody you trust"
+            ) from error
+        except (EOFError, RuntimeError, OSError) as error:
+            if not os.path.isfile(path):
+                raise
+            raise CheckpointError(
+                f"{path} ({os.path.getsize(path)} bytes) is cut short or damaged and cannot be loaded; delete it "
+                "and go on from an older one with --restore-file"
+            ) from error
+
+    checkpoint_utils.load_checkpoint_to_cpu = load_or_explain
+    TASK_REGISTRY["translation"] = CheckedTranslationTask
+
+
+def _stop_background_consumers() -> None:
+    """End fairseq's loader threads before the interpreter goes.
+
+    A run that stops in the middle of an epoch (``--max-update``, ``--max-valid-steps``) leaves a daemon
+    thread collating batches; torch then aborts the finished run with "terminate called without an active
+    exception" and exit code 134, about one time in four.
+    """
+    from fairseq.data.iterators import BackgroundConsumer
+
+    for thread in threading.enumerate():
+        if isinstance(thread, BackgroundConsumer):
+            thread._max_len = 0  # makes it stop after the batch at hand
+            while thread.is_alive():
+                try:  # it may be waiting for room in its queue
+                    thread._queue.get(timeout=0.05)
+                except queue.Empty:
+                    pass

@@ -34,14 +34,15 @@ def test_luna_attention(name: str) -> None:
     ).eval()
     attention.load_state_dict(golden["state_dict"])
     inputs = _leaf_inputs(golden)
-    query, packed = inputs["query"], inputs["pquery"]
-    context = query if ctor["self_attention"] else inputs["context"]
+    # The golden modules are time x batch x channel, ours batch x time x channel.
+    query, packed = inputs["query"].transpose(0, 1), inputs["pquery"].transpose(0, 1)
+    context = query if ctor["self_attention"] else inputs["context"].transpose(0, 1)
     masks = [ops.key_mask(inputs.get(f"{which}_padding_mask")) for which in ("context", "pcontext")]
 
     y, y_packed, _ = attention(query, packed, context, *masks)
     outputs = golden["outputs"]
-    assert_close(y, outputs["attn"], "attn")
-    assert_close(y_packed, outputs["pcontext"], "pcontext")
+    assert_close(y.transpose(0, 1), outputs["attn"], "attn")
+    assert_close(y_packed.transpose(0, 1), outputs["pcontext"], "pcontext")
     (y.square().mean() + y_packed.square().mean()).backward()
     assert_grads_close(_collect_grads(attention, inputs), golden["grads"])
 
@@ -66,27 +67,27 @@ def test_causal_luna_attention(name: str) -> None:
     ).eval()
     attention.load_state_dict(golden["state_dict"])
     inputs = _leaf_inputs(golden)
-    query, packed = inputs["query"], inputs["pquery"]
+    query, packed = inputs["query"].transpose(0, 1), inputs["pquery"].transpose(0, 1)
     packed_mask = ops.key_mask(inputs.get("pkey_padding_mask"))
 
     y = attention(query, packed, packed_mask)
     outputs = golden["outputs"]
-    assert_close(y, outputs["attn"], "attn")
+    assert_close(y.transpose(0, 1), outputs["attn"], "attn")
     y.square().mean().backward()
     assert_grads_close(_collect_grads(attention, inputs), golden["grads"])
 
     state: Dict[str, Any] = {}
     steps = [
-        attention(query[t : t + 1], packed if t == 0 else None, packed_mask, incremental_state=state)
-        for t in range(query.size(0))
+        attention(query[:, t : t + 1], packed if t == 0 else None, packed_mask, incremental_state=state)
+        for t in range(query.size(1))
     ]
-    assert_close(torch.cat(steps), outputs["incremental_attn"], "step by step")
+    assert_close(torch.cat(steps, dim=1).transpose(0, 1), outputs["incremental_attn"], "step by step")
     (saved,) = state.values()
     last = outputs["state_after_last_step"]
     assert_close(saved["packed_query"], last["prev_pquery"], "packed query")
     assert_close(saved["key_sum"], last["prev_key_accum_mat"], "key sum")
     assert_close(saved["value_sum"], last["prev_value_accum_mat"], "value sum")
-    assert saved["steps"].dtype == torch.int64 and (saved["steps"] == query.size(0)).all()
+    assert saved["steps"].dtype == torch.int64 and (saved["steps"] == query.size(1)).all()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -107,7 +108,7 @@ def test_translation_model(name: str, side: str) -> None:
         assert_close(got, want, "encoder", mask=real_source.T)
     mask = outputs["encoder_projected_padding_mask"]
     real_packed = None if mask is None else ~mask.T
-    assert_close(encoder_out["packed_out"][0], outputs["encoder_projected_out"], "packed", mask=real_packed)
+    assert_close(encoder_out["packed_out"][0].transpose(0, 1), outputs["encoder_projected_out"], "packed", mask=real_packed)
 
     logits, _ = model.decoder(inputs["prev_output_tokens"], encoder_out=encoder_out)
     assert_close(logits, outputs["logits"], "logits", mask=real_target)

@@ -80,7 +80,7 @@ class LunaEncoder(TransformerEncoderBase):
             token_embeddings: ``[B, M, D]`` to use instead of a look-up.
 
         Returns:
-            fairseq's dictionary of lists, with ``packed_out`` (P, ``[L, B, D]``) and
+            fairseq's dictionary of lists, with ``packed_out`` (P, ``[B, L, D]``) and
             ``packed_padding_mask`` (``[B, L]``, True = not of this sentence). Both padding masks are left
             empty when nothing is padded.
         """
@@ -92,20 +92,19 @@ class LunaEncoder(TransformerEncoderBase):
         packed, packed_padding_mask = self.packed_input(src_tokens, padding_mask)
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-        x = x.transpose(0, 1)
 
         mask, packed_mask = ops.key_mask(padding_mask), ops.key_mask(packed_padding_mask)
-        encoder_states = [x] if return_all_hiddens else []
+        encoder_states = [x.transpose(0, 1)] if return_all_hiddens else []
         for layer in self.layers:
             x, packed = layer(x, packed, mask, packed_mask)
             if return_all_hiddens:
-                encoder_states.append(x)
+                encoder_states.append(x.transpose(0, 1))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
             packed = self.packed_layer_norm(packed)
 
         return {
-            "encoder_out": [x],
+            "encoder_out": [x.transpose(0, 1)],
             "encoder_padding_mask": [] if padding_mask is None else [padding_mask],
             "encoder_embedding": [encoder_embedding],
             "encoder_states": encoder_states,
@@ -120,8 +119,8 @@ class LunaEncoder(TransformerEncoderBase):
     ) -> Dict[str, List[Tensor]]:
         """Make sentence i what sentence ``new_order[i]`` was (``[B']`` int64)."""
         reordered = super().reorder_encoder_out(encoder_out, new_order)
-        for name, batch_dim in (("packed_out", 1), ("packed_padding_mask", 0)):
-            reordered[name] = [t.index_select(batch_dim, new_order) for t in encoder_out[name]]
+        for name in ("packed_out", "packed_padding_mask"):
+            reordered[name] = [t.index_select(0, new_order) for t in encoder_out[name]]
         return reordered
 
 
@@ -214,7 +213,7 @@ class LunaDecoder(TransformerDecoderBase):
             new -= seen
             if new < 1:
                 raise ValueError(f"all {seen} target tokens were decoded before: append the new ones to them")
-        x = self._embed(prev_output_tokens, new).transpose(0, 1)
+        x = self._embed(prev_output_tokens, new)
 
         padding_mask: Optional[Tensor] = prev_output_tokens[:, -new:].eq(self.padding_idx)
         if incremental_state is None and not (padding_mask[:, :-1] & ~padding_mask[:, 1:]).any():
@@ -224,10 +223,12 @@ class LunaDecoder(TransformerDecoderBase):
             encoder_out[name][0] if encoder_out[name] else None
             for name in ("encoder_out", "packed_out", "encoder_padding_mask", "packed_padding_mask")
         )
+        if encoder_hidden is not None:
+            encoder_hidden = encoder_hidden.transpose(0, 1)
         encoder_mask, packed_mask = ops.key_mask(encoder_padding), ops.key_mask(packed_padding)
 
         attn: Optional[Tensor] = None
-        inner_states: List[Optional[Tensor]] = [x]
+        inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
         for index, layer in enumerate(self.layers):
             x, packed, layer_attn = layer(
                 x,
@@ -239,12 +240,11 @@ class LunaDecoder(TransformerDecoderBase):
                 incremental_state,
                 need_attn and index == alignment_layer,
             )
-            inner_states.append(x)
+            inner_states.append(x.transpose(0, 1))
             if layer_attn is not None:
                 attn = layer_attn[:alignment_heads].mean(dim=0).to(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
-        x = x.transpose(0, 1)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
         return x, {"attn": [attn], "inner_states": inner_states}

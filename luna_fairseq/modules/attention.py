@@ -1,8 +1,9 @@
 """Luna attention as fairseq modules: projections, heads, dropout and decoding state around ``luna_fairseq.ops``.
 
-Tensors come and go in fairseq's layout, time x batch x channel; heads exist only in here. Projections bear
-the paper's names: ``pq pc pk pv`` make the queries, tied keys-and-values, keys and values of the pack step,
-``q c k v`` those of the unpack step.
+Tensors are batch x time x channel, which attention splits into heads without copying (fairseq's own layers are
+time x batch x channel; the encoder and the decoder convert once). Projections bear the paper's names: ``pq pc
+pk pv`` make the queries, tied keys-and-values, keys and values of the pack step, ``q c k v`` those of the
+unpack step.
 """
 
 import math
@@ -20,13 +21,13 @@ IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """``[N, B, D]`` -> ``[B, H, N, K]``."""
-    return x.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+    """``[B, N, D]`` -> ``[B, H, N, K]``, a view."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def _join_heads(x: Tensor) -> Tensor:
-    """``[B, H, N, K]`` -> ``[N, B, D]``."""
-    return x.permute(2, 0, 1, 3).flatten(2)
+    """``[B, H, N, K]`` -> ``[B, N, D]``."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def check_heads(embed_dim: int, num_heads: int, what: str) -> int:
@@ -137,13 +138,13 @@ class LunaAttention(_LunaAttentionBase):
         """Pack: P reads the context.
 
         Args:
-            packed: P, ``[L, B, D]``.
-            context: ``[M, B, D_context]``.
+            packed: P, ``[B, L, D]``.
+            context: ``[B, M, D_context]``.
             context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
             need_weights: return the weights too.
 
         Returns:
-            ``[L, B, D]``, before any output projection, and the weights ``[B, H', L, M]`` float32 or None.
+            ``[B, L, D]``, before any output projection, and the weights ``[B, H', L, M]`` float32 or None.
         """
         heads = self.num_packed_heads
         query = _split_heads(self.pq_proj(packed), heads)
@@ -171,9 +172,9 @@ class LunaAttention(_LunaAttentionBase):
         and read from there afterwards; later calls may pass None for both.
 
         Args:
-            query: ``[N, B, D]``.
-            packed: P, ``[L, B, D]``.
-            context: ``[M, B, D_context]``; the query itself in self-attention.
+            query: ``[B, N, D]``.
+            packed: P, ``[B, L, D]``.
+            context: ``[B, M, D_context]``; the query itself in self-attention.
             context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
             packed_mask: ``[B, 1, 1, L]`` likewise, or None.
             incremental_state: fairseq's decoding state, or None.
@@ -181,7 +182,7 @@ class LunaAttention(_LunaAttentionBase):
                 first call on.
 
         Returns:
-            Y_X ``[N, B, D]``; Y_P ``[L, B, D]`` before any output projection, or None when it was not
+            Y_X ``[B, N, D]``; Y_P ``[B, L, D]`` before any output projection, or None when it was not
             computed; and, if asked for, the unpack weights times the pack weights, ``[H, B, N, M]`` float32,
             each row a distribution over the context. (With different numbers of heads the pack weights are
             averaged over theirs first.)
@@ -265,27 +266,27 @@ class CausalLunaAttention(_LunaAttentionBase):
         the state is two sums and an integer count per sentence, and the queries of P, computed once.
 
         Args:
-            query: ``[N, B, D]``.
-            packed: P, ``[L, B, D]``; may be None after the first call with an ``incremental_state``.
+            query: ``[B, N, D]``.
+            packed: P, ``[B, L, D]``; may be None after the first call with an ``incremental_state``.
             packed_mask: ``[B, 1, 1, L]`` from :func:`luna_fairseq.ops.key_mask`, or None.
             padding_mask: ``[B, N]`` bool, True = padding, or None; needed only for padding before a real
                 position, since later positions cannot be seen.
             incremental_state: fairseq's decoding state, or None.
 
         Returns:
-            ``[N, B, D]``.
+            ``[B, N, D]``.
         """
         saved = self._saved(incremental_state)
-        state = None
         if saved:
             packed_query = saved["packed_query"]
             state = ops.CausalState(*(saved[field] for field in ops.CausalState._fields))  # type: ignore[arg-type]
         else:
             assert packed is not None
             packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
+            state = None if incremental_state is None else ops.CausalState.start(packed_query)
         assert packed_query is not None
 
-        q = _split_heads(self.q_proj(query), self.num_heads) * self.head_dim**-0.5
+        q = _split_heads(self.q_proj(query), self.num_heads)
         if self.tie_kv:
             key = value = _split_heads(self.c_proj(query), self.num_heads)
         else:
@@ -303,6 +304,6 @@ class CausalLunaAttention(_LunaAttentionBase):
             unpack_dropout=self._dropout_p,
             state=state,
         )
-        if incremental_state is not None:
+        if state is not None:
             self._save(incremental_state, {"packed_query": packed_query, **state._asdict()})
         return self.out_proj(_join_heads(y))

@@ -1,7 +1,7 @@
 """The one encoder layer and the one decoder layer of this package (paper, section 3.2).
 
 They keep what fairseq's transformer layers build (feed-forward, norms, dropout, quantisation noise) and
-replace the attention, carry P along, and so need a forward of their own.
+replace the attention, carry P along, and so need a forward of their own. Tensors are batch x time x channel.
 """
 
 from typing import Any, Optional, Tuple
@@ -68,8 +68,8 @@ class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):
         """One layer.
 
         Args:
-            x: ``[N, B, D]``.
-            packed: P, ``[L, B, D]``.
+            x: ``[B, N, D]``.
+            packed: P, ``[B, L, D]``.
             mask, packed_mask: from :func:`luna_fairseq.ops.key_mask`, made once per batch, or None.
 
         Returns:
@@ -149,9 +149,9 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
         """One layer.
 
         Args:
-            x: ``[N, B, D]``.
-            packed: P, ``[L, B, D]``; may be None after the first decoding step.
-            encoder_out: ``[M, B, D]``; likewise.
+            x: ``[B, N, D]``.
+            packed: P, ``[B, L, D]``; may be None after the first decoding step.
+            encoder_out: ``[B, M, D]``; likewise.
             encoder_mask, packed_mask: from :func:`luna_fairseq.ops.key_mask`, or None.
             padding_mask: ``[B, N]`` bool, True = padding among the targets, or None.
             incremental_state: fairseq's decoding state, or None.

@@ -63,7 +63,7 @@ class PackedInput(nn.Module):
             padding_mask: ``[B, N]`` bool, True = padding, or None when nothing is padded.
 
         Returns:
-            P, ``[L, B, D]``, and its padding mask ``[B, L]`` (True = not of this sentence) or None.
+            P, ``[B, L, D]``, and its padding mask ``[B, L]`` (True = not of this sentence) or None.
         """
         batch, width = tokens.shape
         rows = self.length if self.fixed_length else min(self.length, width)
@@ -72,7 +72,7 @@ class PackedInput(nn.Module):
             p = p + self.positions[:rows].to(p)
         if self.layer_norm is not None:
             p = self.layer_norm(p)
-        p = self.dropout_module(p.unsqueeze(1).expand(-1, batch, -1))
+        p = self.dropout_module(p.expand(batch, -1, -1))
 
         if self.fixed_length or padding_mask is None:
             return p, None

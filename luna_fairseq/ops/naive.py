@@ -45,7 +45,7 @@ def naive_causal_luna(
     """Causal Luna attention (section 3.3), by two running sums.
 
     Args:
-        query: ``[N, K]``, already scaled by ``1 / sqrt(K)``.
+        query: ``[N, K]``; scaled by ``1 / sqrt(K)`` in here.
         key, value: ``[N, K]``.
         pack_weights: ``[N, L]``.
         packed_padding: ``[L]`` bool, True = not a row of this sentence's P, or None.
@@ -63,7 +63,7 @@ def naive_causal_luna(
             count += 1
             key_sum = key_sum + torch.outer(key[t], pack_weights[t])
             value_sum = value_sum + torch.outer(pack_weights[t], value[t])
-        scores = query[t] @ key_sum / max(count, 1)
+        scores = query[t] @ key_sum / math.sqrt(query.size(1)) / max(count, 1)
         if packed_padding is not None:
             scores = scores.masked_fill(packed_padding, float("-inf"))
         rows.append(torch.softmax(scores, dim=0) @ value_sum / max(count, 1))

@@ -1,0 +1,70 @@
+"""fairseq's translation task, with its data folder checked and over-long interactive input cut."""
+
+import logging
+import os
+from typing import Any, List, Optional
+
+import torch
+from fairseq import utils
+from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def _check_data_folder(cfg: TranslationConfig) -> None:
+    """Raise one clear sentence if the (first) data folder is not what fairseq-preprocess writes.
+
+    Raises:
+        FileNotFoundError: the folder, its language pair or a dictionary is missing.
+    """
+    if not cfg.data:
+        raise FileNotFoundError("no data folder given: name one that fairseq-preprocess has written")
+    folder = utils.split_paths(cfg.data)[0]
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"data folder {folder} does not exist: name one that fairseq-preprocess has written")
+    source, target = cfg.source_lang, cfg.target_lang
+    if source is None or target is None:
+        source, target = data_utils.infer_language_pair(folder)
+    if source is None or target is None:
+        raise FileNotFoundError(
+            f"data folder {folder} holds no file named SPLIT.SOURCE-TARGET.LANG.idx to take the languages from: "
+            "name a folder that fairseq-preprocess has written, or give --source-lang and --target-lang"
+        )
+    for lang in (source, target):
+        path = os.path.join(folder, f"dict.{lang}.txt")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"dictionary {path} does not exist: run fairseq-preprocess, or correct --source-lang and --target-lang"
+            )
+
+
+class CheckedTranslationTask(TranslationTask):
+    """The task ``translation`` while the plugin is loaded; everything that it does not mention is fairseq's."""
+
+    @classmethod
+    def setup_task(cls, cfg: TranslationConfig, **kwargs: Any) -> TranslationTask:
+        _check_data_folder(cfg)
+        return super().setup_task(cfg, **kwargs)
+
+    def build_dataset_for_inference(
+        self, src_tokens: List[Tensor], src_lengths: List[int], constraints: Optional[Any] = None
+    ) -> LanguagePairDataset:
+        """What ``fairseq-interactive`` and ``translate`` read.
+
+        A line longer than ``--max-source-positions`` is cut, with a warning, where fairseq would end the
+        whole session.
+        """
+        limit = self.cfg.max_source_positions
+        for i, tokens in enumerate(src_tokens):
+            if tokens.numel() > limit:
+                logger.warning(
+                    "an input of %d symbols was cut to %d: raise --max-source-positions to translate all of it",
+                    tokens.numel(),
+                    limit,
+                )
+                src_tokens[i] = torch.cat([tokens[: limit - 1], tokens[-1:]])
+        return super().build_dataset_for_inference(
+            src_tokens, [tokens.numel() for tokens in src_tokens], constraints=constraints
+        )

@@ -5,12 +5,12 @@ optimizer and the schedule, and lets today's torch load fairseq's checkpoints.
 """
 
 from luna_fairseq import compat
+from luna_fairseq._version import __version__
 
-__version__ = "0.1.0"
-
+# First, so that what is imported next warns of nothing that cannot be helped.
 compat.prepare()
 
-from luna_fairseq import optim  # noqa: E402  (the warnings of what it imports are quietened above)
+from luna_fairseq import optim  # noqa: E402
 from luna_fairseq.models import luna  # noqa: E402
 
 __all__ = ["__version__", "luna", "optim"]

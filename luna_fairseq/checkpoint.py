@@ -19,9 +19,7 @@ PUBLISHED_NAMES: List[Tuple[str, Optional[str]]] = [
     ("decoder.proj_layer_norm", None),
 ]
 
-_RULES = [
-    (re.compile(rf"(^|\.){re.escape(published)}(\.|$)"), ours) for published, ours in PUBLISHED_NAMES
-]
+_RULES = [(re.compile(rf"(^|\.){re.escape(published)}(\.|$)"), ours) for published, ours in PUBLISHED_NAMES]
 
 
 def translate_published_names(state_dict: Dict[str, Any]) -> None:

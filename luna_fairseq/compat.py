@@ -1,13 +1,14 @@
 """fairseq 0.12.3 on today's torch and Python: the one place that knows what does not fit.
 
 Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.6 to 2.13, hydra-core 1.3, Python 3.11 and 3.12.
-Public hooks are used wherever there is one; the two replacements of fairseq's own parts are in
-:func:`_explain_errors`, with the reason.
+Public hooks are used wherever there is one; the three replacements of fairseq's own parts are in
+:func:`_explain_errors` and :func:`_keep_the_last_batch`, with the reasons.
 """
 
 import argparse
 import atexit
 import collections
+import contextlib
 import functools
 import os
 import pickle
@@ -15,7 +16,7 @@ import queue
 import threading
 import typing
 import warnings
-from typing import Any
+from typing import Any, List
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ def prepare() -> None:
         warnings.filterwarnings("ignore", message=message)
     _allow_checkpoint_classes()
     _explain_errors()
+    _keep_the_last_batch()
     atexit.register(_stop_background_consumers)
 
 
@@ -58,30 +60,29 @@ def _allow_checkpoint_classes() -> None:
     from omegaconf.base import ContainerMetadata, Metadata
     from omegaconf.nodes import AnyNode
 
-    torch.serialization.add_safe_globals(
-        [
-            # The options of a fairseq-train run with a model that is not a dataclass, and of fairseq 0.9.
-            argparse.Namespace,
-            # Validation meters of --eval-bleu.
-            np.ndarray,
-            np.dtype,
-            np.empty(0).__reduce__()[0],  # numpy's array constructor, whose home moved between versions
-            np.float64(0).__reduce__()[0],  # the same for a scalar
-            *(type(np.dtype(name)) for name in ("int64", "float64", "float32")),
-            # A distributed run that resumes sends the whole state from rank 0 to the others.
-            _TensorPlaceholder,
-            DictConfig,
-            ListConfig,
-            ContainerMetadata,
-            Metadata,
-            AnyNode,
-            typing.Any,
-            collections.defaultdict,
-            dict,
-            list,
-            int,
-        ]
-    )
+    classes: List[Any] = [
+        # The options of a fairseq-train run with a model that is not a dataclass, and of fairseq 0.9.
+        argparse.Namespace,
+        # Validation meters of --eval-bleu.
+        np.ndarray,
+        np.dtype,
+        np.empty(0).__reduce__()[0],  # numpy's array constructor, whose home moved between versions
+        np.float64(0).__reduce__()[0],  # the same for a scalar
+        *(type(np.dtype(name)) for name in ("int64", "float64", "float32")),
+        # A distributed run that resumes sends the whole state from rank 0 to the others.
+        _TensorPlaceholder,
+        DictConfig,
+        ListConfig,
+        ContainerMetadata,
+        Metadata,
+        AnyNode,
+        typing.Any,
+        collections.defaultdict,
+        dict,
+        list,
+        int,
+    ]
+    torch.serialization.add_safe_globals(classes)
 
 
 def _explain_errors() -> None:
@@ -122,6 +123,33 @@ def _explain_errors() -> None:
     TASK_REGISTRY["translation"] = CheckedTranslationTask
 
 
+def _keep_the_last_batch() -> None:
+    """Let every sentence be read.
+
+    fairseq 0.12.3 throws the last batch away when its size is no multiple of
+    ``--required-batch-size-multiple`` (8 unless you change it): with nothing said, ``fairseq-generate`` then
+    translates 16 sentences of a test set of 20, and training never sees the longest ones. There is no hook.
+    """
+    from fairseq.data import data_utils
+
+    split = data_utils.batch_by_size
+
+    @functools.wraps(split)
+    def split_all(indices: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        if len(indices) == 0:
+            return []
+        batches = split(indices, *args, **kwargs)
+        if isinstance(batches, list):
+            kept = sum(len(batch) for batch in batches)
+            if kept < len(indices):
+                batches = [*batches, indices[kept:]]
+        return batches
+
+    data_utils.batch_by_size = split_all
+
+
 def _stop_background_consumers() -> None:
     """End fairseq's loader threads before the interpreter goes.
 
@@ -135,7 +163,5 @@ def _stop_background_consumers() -> None:
         if isinstance(thread, BackgroundConsumer):
             thread._max_len = 0  # makes it stop after the batch at hand
             while thread.is_alive():
-                try:  # it may be waiting for room in its queue
+                with contextlib.suppress(queue.Empty):  # it may be waiting for room in its queue
                     thread._queue.get(timeout=0.05)
-                except queue.Empty:
-                    pass

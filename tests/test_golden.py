@@ -108,7 +108,9 @@ def test_translation_model(name: str, side: str) -> None:
         assert_close(got, want, "encoder", mask=real_source.T)
     mask = outputs["encoder_projected_padding_mask"]
     real_packed = None if mask is None else ~mask.T
-    assert_close(encoder_out["packed_out"][0].transpose(0, 1), outputs["encoder_projected_out"], "packed", mask=real_packed)
+    assert_close(
+        encoder_out["packed_out"][0].transpose(0, 1), outputs["encoder_projected_out"], "packed", mask=real_packed
+    )
 
     logits, _ = model.decoder(inputs["prev_output_tokens"], encoder_out=encoder_out)
     assert_close(logits, outputs["logits"], "logits", mask=real_target)

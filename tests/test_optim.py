@@ -90,7 +90,7 @@ def test_apollo_takes_no_flat_parameters() -> None:
 
 
 def test_unknown_weight_decay_type() -> None:
-    with pytest.raises(ValueError, match="'l3'.*L2, decoupled, stable"):
+    with pytest.raises(ValueError, match=r"'l3'.*L2, decoupled, stable"):
         _apollo([torch.nn.Parameter(torch.ones(2))], weight_decay_type="l3")
 
 

@@ -85,9 +85,7 @@ class LunaConfig(_FlatTransformerConfig):
         default="softplus",
         metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
     )
-    word_dropout: float = field(
-        default=0.0, metadata={"help": "probability of dropping a whole word from the input"}
-    )
+    word_dropout: float = field(default=0.0, metadata={"help": "probability of dropping a whole word from the input"})
 
 
 # Options of fairseq's transformer that have no meaning here: field -> why. Giving one is an error.
@@ -157,7 +155,8 @@ def nested_config(cfg: Any) -> TransformerConfig:
     if isinstance(cfg, TransformerConfig):
         return cfg
     if OmegaConf.is_config(cfg):
-        cfg = Namespace(**OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+        options: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        cfg = Namespace(**options)
     elif isinstance(cfg, LunaConfig):
         cfg = Namespace(**dataclasses.asdict(cfg))
     return TransformerConfig.from_namespace(cfg)

@@ -84,9 +84,8 @@ class LunaEncoder(TransformerEncoderBase):
             ``packed_padding_mask`` (``[B, L]``, True = not of this sentence). Both padding masks are left
             empty when nothing is padded.
         """
-        padding_mask: Optional[Tensor] = src_tokens.eq(self.padding_idx)
-        if not padding_mask.any():
-            padding_mask = None
+        is_padding = src_tokens.eq(self.padding_idx)
+        padding_mask = is_padding if is_padding.any() else None
 
         x, encoder_embedding = self.forward_embedding(src_tokens, token_embeddings)
         packed, packed_padding_mask = self.packed_input(src_tokens, padding_mask)
@@ -101,6 +100,7 @@ class LunaEncoder(TransformerEncoderBase):
                 encoder_states.append(x.transpose(0, 1))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
+        if self.packed_layer_norm is not None:
             packed = self.packed_layer_norm(packed)
 
         return {
@@ -114,9 +114,7 @@ class LunaEncoder(TransformerEncoderBase):
             "src_lengths": [],
         }
 
-    def reorder_encoder_out(
-        self, encoder_out: Dict[str, List[Tensor]], new_order: Tensor
-    ) -> Dict[str, List[Tensor]]:
+    def reorder_encoder_out(self, encoder_out: Dict[str, List[Tensor]], new_order: Tensor) -> Dict[str, List[Tensor]]:
         """Make sentence i what sentence ``new_order[i]`` was (``[B']`` int64)."""
         reordered = super().reorder_encoder_out(encoder_out, new_order)
         for name in ("packed_out", "packed_padding_mask"):
@@ -200,7 +198,7 @@ class LunaDecoder(TransformerDecoderBase):
             ValueError: for ``full_context_alignment``, or tokens that were all seen before.
         """
         if full_context_alignment:
-            raise ValueError("--full-context-alignment is not available for Luna: its decoder is causal; leave it out")
+            raise ValueError("--full-context-alignment is not available: the Luna decoder is causal; leave it out")
         if encoder_out is None:
             raise ValueError("the Luna decoder needs encoder_out: its packed sequence comes from the encoder")
         need_attn = alignment_layer is not None or (self.need_attn and not self.training)
@@ -215,9 +213,10 @@ class LunaDecoder(TransformerDecoderBase):
                 raise ValueError(f"all {seen} target tokens were decoded before: append the new ones to them")
         x = self._embed(prev_output_tokens, new)
 
-        padding_mask: Optional[Tensor] = prev_output_tokens[:, -new:].eq(self.padding_idx)
-        if incremental_state is None and not (padding_mask[:, :-1] & ~padding_mask[:, 1:]).any():
-            padding_mask = None  # nothing real comes after padding, so nothing real can see it
+        is_padding = prev_output_tokens[:, -new:].eq(self.padding_idx)
+        # In training and scoring, padding that nothing real comes after cannot be seen by anything real.
+        in_the_way = incremental_state is not None or (is_padding[:, :-1] & ~is_padding[:, 1:]).any()
+        padding_mask = is_padding if in_the_way else None
 
         encoder_hidden, packed, encoder_padding, packed_padding = (
             encoder_out[name][0] if encoder_out[name] else None

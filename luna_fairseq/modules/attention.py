@@ -7,7 +7,7 @@ unpack step.
 """
 
 import math
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
@@ -44,6 +44,18 @@ def check_heads(embed_dim: int, num_heads: int, what: str) -> int:
 class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
     """Projections, dropout and decoding state for both attentions below."""
 
+    # Which of these exist is said to _add_projections.
+    pq_proj: nn.Module
+    pc_proj: nn.Module
+    pk_proj: nn.Module
+    pv_proj: nn.Module
+    q_proj: nn.Module
+    c_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    out_proj: nn.Module
+    dropout_module: FairseqDropout
+
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.embed_dim = embed_dim
@@ -51,9 +63,7 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         self.head_dim = check_heads(embed_dim, num_heads, "the number of attention heads")
         self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
 
-    def _add_projections(
-        self, in_dims: Dict[str, int], bias: bool, q_noise: float, qn_block_size: int
-    ) -> None:
+    def _add_projections(self, in_dims: Dict[str, int], bias: bool, q_noise: float, qn_block_size: int) -> None:
         """Create ``<name>_proj`` for each name, Xavier uniform (gain 1/sqrt(2); 1 for ``out``)."""
         for name, in_dim in in_dims.items():
             linear = nn.Linear(in_dim, self.embed_dim, bias=bias)
@@ -64,16 +74,15 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
 
     @property
     def _dropout_p(self) -> float:
-        module = self.dropout_module
+        module: Any = self.dropout_module
         return module.p if self.training or module.apply_during_inference else 0.0
 
     def _saved(self, incremental_state: Optional[IncrementalState]) -> Dict[str, Optional[Tensor]]:
-        return self.get_incremental_state(incremental_state, "luna") or {}
+        # Called on the class: nn.Module's typing takes any attribute of a module for a tensor.
+        return FairseqIncrementalState.get_incremental_state(self, incremental_state, "luna") or {}
 
-    def _save(
-        self, incremental_state: Optional[IncrementalState], values: Dict[str, Optional[Tensor]]
-    ) -> None:
-        self.set_incremental_state(incremental_state, "luna", values)
+    def _save(self, incremental_state: Optional[IncrementalState], values: Dict[str, Optional[Tensor]]) -> None:
+        FairseqIncrementalState.set_incremental_state(self, incremental_state, "luna", values)
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Make row i of everything saved what row ``new_order[i]`` was; any order, any length.
@@ -277,6 +286,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             ``[B, N, D]``.
         """
         saved = self._saved(incremental_state)
+        state: Optional[ops.CausalState]
         if saved:
             packed_query = saved["packed_query"]
             state = ops.CausalState(*(saved[field] for field in ops.CausalState._fields))  # type: ignore[arg-type]

@@ -55,8 +55,12 @@ class CausalState(NamedTuple):
 
 def _chunk_sums(key: Tensor, value: Tensor) -> Tensor:
     """``k^T v`` over everything before each chunk: ``[G, C, c, E], [G, C, c, F] -> [G, C, E, F]``."""
-    sums = key.transpose(-1, -2) @ value
-    return sums.cumsum(dim=1) - sums
+    return _sum_before(key.mT @ value)
+
+
+def _sum_before(x: Tensor) -> Tensor:
+    """Exclusive cumulative sum over dim 1 (by shifting: subtracting x again would round it into the result)."""
+    return F.pad(x[:, :-1].cumsum(dim=1), (0, 0, 0, 0, 1, 0))
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
@@ -85,8 +89,7 @@ def _products_backward(
     pairs = (grad @ value.mT).tril_()
     torch.add(pairs @ key, grad @ _chunk_sums(key, value).mT, out=d_query)
     # What later chunks want of this one: the sums run backwards.
-    later = query.mT @ grad
-    later = later.flip(1).cumsum(dim=1).flip(1) - later
+    later = _sum_before((query.mT @ grad).flip(1)).flip(1)
     torch.add(pairs.mT @ query, value @ later.mT, out=d_key)
     torch.add((query @ key.mT).tril_().mT @ grad, key @ later, out=d_value)
 

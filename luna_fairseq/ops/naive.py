@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 
-def naive_attention(
-    query: Tensor, key: Tensor, value: Tensor, padding: Optional[Tensor] = None
-) -> Tensor:
+def naive_attention(query: Tensor, key: Tensor, value: Tensor, padding: Optional[Tensor] = None) -> Tensor:
     """Softmax attention (section 3.1), used by pack (query from P) and by unpack (query from x).
 
     Args:

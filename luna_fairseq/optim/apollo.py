@@ -59,9 +59,7 @@ class FairseqApollo(FairseqOptimizer):
                     "use --amp instead, or --clip-mode total"
                 )
         if cfg.weight_decay_type not in (None, "L2", "decoupled", "stable"):
-            raise ValueError(
-                f"--weight-decay-type is {cfg.weight_decay_type!r}: choose one of L2, decoupled, stable"
-            )
+            raise ValueError(f"--weight-decay-type is {cfg.weight_decay_type!r}: choose one of L2, decoupled, stable")
         self._optimizer = ApolloDQN(params, warmup_steps=0, **self.optimizer_config)
 
     @property

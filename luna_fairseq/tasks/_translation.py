@@ -36,7 +36,7 @@ def _check_data_folder(cfg: TranslationConfig) -> None:
         path = os.path.join(folder, f"dict.{lang}.txt")
         if not os.path.isfile(path):
             raise FileNotFoundError(
-                f"dictionary {path} does not exist: run fairseq-preprocess, or correct --source-lang and --target-lang"
+                f"dictionary {path} does not exist: run fairseq-preprocess, or correct the languages"
             )
 
 

@@ -1,0 +1,50 @@
+# Two commands on a fresh machine: "make demo" and "make test". Both set up .venv first, once.
+#
+#   PYTHON         the Python to build on, 3.11 or 3.12
+#   TORCH          what pip installs as torch: a version, and options if the build needs any
+#                  (TORCH="torch==2.13.0 --index-url ..." for a particular CPU or CUDA build)
+#   SYSTEM_TORCH=1 use the torch that PYTHON already has, and install none
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+SYSTEM_TORCH ?=
+
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint format clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"Python is {sys.version.split()[0]}: set PYTHON to a 3.11 or 3.12")'
+ifeq ($(SYSTEM_TORCH),)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+else
+	$(PYTHON) -c 'import torch' || { echo "$(PYTHON) has no torch: leave out SYSTEM_TORCH=1, or set PYTHON to one that has"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
+endif
+# fairseq is compiled against the torch installed above: without build isolation, which would fetch another one.
+	$(BIN)/python -m pip install --quiet numpy cython setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: setup
+	PATH="$(BIN):$$PATH" bash scripts/demo.sh
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo-out

@@ -1,0 +1,66 @@
+"""The console command ``luna-fairseq``: where the plugin is, and averaging checkpoints."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+
+def user_dir() -> Path:
+    """The folder to give to fairseq's ``--user-dir``."""
+    return Path(__file__).resolve().parent
+
+
+def _average(args: argparse.Namespace) -> None:
+    import luna_fairseq  # noqa: F401  (today's torch loads no fairseq checkpoint without it)
+    from luna_fairseq.average import average_checkpoints, last_checkpoints, save_atomically
+
+    paths = [Path(name) for name in args.inputs]
+    count = args.num_epoch_checkpoints or args.num_update_checkpoints
+    if count is not None:
+        if len(paths) != 1 or not paths[0].is_dir():
+            raise ValueError("with --num-epoch-checkpoints or --num-update-checkpoints, --inputs is one folder")
+        by_update = args.num_update_checkpoints is not None
+        paths = last_checkpoints(paths[0], count, by_update, args.checkpoint_upper_bound)
+    for path in paths:
+        print(f"averaging {path}")
+    save_atomically(average_checkpoints(paths), Path(args.output))
+    print(f"wrote {args.output}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="luna-fairseq", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("user-dir", help="print the folder to give to --user-dir")
+    average = commands.add_parser(
+        "average", help="average checkpoints (the options of fairseq's scripts/average_checkpoints.py)"
+    )
+    average.add_argument("--inputs", nargs="+", required=True, help="checkpoint files, or one folder of a run")
+    average.add_argument("--output", required=True, help="file to write")
+    which = average.add_mutually_exclusive_group()
+    which.add_argument("--num-epoch-checkpoints", type=int, metavar="N", help="the last N checkpointEPOCH.pt")
+    which.add_argument(
+        "--num-update-checkpoints", type=int, metavar="N", help="the last N checkpoint_EPOCH_UPDATE.pt"
+    )
+    average.add_argument(
+        "--checkpoint-upper-bound", type=int, metavar="K", help="none later than epoch (or update) K"
+    )
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    if args.command == "user-dir":
+        print(user_dir())
+        return 0
+    try:
+        _average(args)
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"luna-fairseq: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

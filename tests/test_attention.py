@@ -1,0 +1,316 @@
+"""The fast operations against the formulas, and what both attentions promise."""
+
+import itertools
+from typing import Any, Dict, Optional, Tuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from helpers import assert_close, assert_grads_close
+from luna_fairseq import ops
+from luna_fairseq.modules import CausalLunaAttention, LunaAttention
+from luna_fairseq.ops.naive import naive_attention, naive_causal_luna
+
+LENGTHS = [1, 2, 63, 64, 65, 128, 129, 200]  # below, at and above one product and whole chunks
+
+
+def _padding(batch: int, length: int, seed: int, side: str) -> Tensor:
+    """Padding masks with at least one real position a row."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, length + 1, (batch, 1), generator=generator)
+    positions = torch.arange(length)
+    return positions < length - sizes if side == "left" else positions >= sizes
+
+
+def _leaves(*shapes: Tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> Tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(s, dtype=dtype, generator=generator).requires_grad_() for s in shapes)
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 9)] * 3),
+    padded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_softmax_attention_is_the_formula(sizes: Tuple[int, int, int], padded: bool, seed: int) -> None:
+    n, m, dim = sizes
+    query, key, value = _leaves((2, 3, n, dim), (2, 3, m, dim), (2, 3, m, dim), seed=seed)
+    padding = _padding(2, m, seed, "right") if padded else None
+    mask = ops.key_mask(padding)
+    got = ops.attend(query, key, value, mask)
+    weighted = ops.attention_weights(query, key, mask).double() @ value
+    for b, h in itertools.product(range(2), range(3)):
+        want = naive_attention(query[b, h], key[b, h], value[b, h], None if padding is None else padding[b])
+        assert_close(got[b, h], want, "attend", rel=1e-10)
+        assert_close(weighted[b, h], want, "attention_weights", rel=1e-5)
+
+
+def _causal_inputs(length: int, packed: int, dtype: torch.dtype) -> Dict[str, Tensor]:
+    batch, heads, dim = 2, 3, 5
+    query, key, value, scores = _leaves(*[(batch, heads, length, dim)] * 3, (batch, heads, length, packed), dtype=dtype)
+    return {"query": query, "key": key, "value": value, "scores": scores}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("masks", ["none", "packed", "left", "right"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks: str, dtype: torch.dtype) -> None:
+    inputs = _causal_inputs(length, 4, dtype)
+    packed_padding = _padding(2, 4, 5, "right") if masks == "packed" else None
+    padding = _padding(2, length, 6, masks) if masks in ("left", "right") else None
+    activation = ops.CAUSAL_ACTIVATIONS["softplus"]
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(2, 3, length, 5, dtype=torch.float64, generator=generator)
+    if padding is not None:
+        weight = weight.masked_fill(padding[:, None, :, None], 0.0)  # outputs at padding mean nothing
+
+    def run(fast: bool, kind: torch.dtype) -> Tuple[Tensor, Dict[str, Tensor]]:
+        leaves = {k: t.detach().to(kind).requires_grad_() for k, t in inputs.items()}
+        a = activation(leaves["scores"])
+        args = (leaves["query"], leaves["key"], leaves["value"], a)
+        if fast:
+            out, state = ops.causal_luna_attention(
+                *args, packed_mask=ops.key_mask(packed_padding), padding_mask=padding
+            )
+            assert state is None
+        else:
+            out = torch.stack(
+                [
+                    torch.stack(
+                        [
+                            naive_causal_luna(
+                                *(t[b, h] for t in args),
+                                None if packed_padding is None else packed_padding[b],
+                                None if padding is None else padding[b],
+                            )
+                            for h in range(3)
+                        ]
+                    )
+                    for b in range(2)
+                ]
+            )
+        (out.double() * weight).sum().backward()
+        return out.detach(), {k: t.grad.double() for k, t in leaves.items()}
+
+    got, got_grads = run(fast=True, kind=dtype)
+    want, want_grads = run(fast=False, kind=torch.float64)
+    assert got.dtype == dtype
+    real = None if padding is None else ~padding[:, None, :].expand(-1, 3, -1)
+    assert_close(got.double(), want, "output", rel=1e-10 if dtype == torch.float64 else 1e-5, mask=real)
+    if dtype == torch.float64:
+        for name, grad in want_grads.items():
+            assert_close(got_grads[name], grad, f"gradient of {name}", rel=1e-9)
+    else:
+        assert_grads_close(got_grads, want_grads)
+
+
+def test_elu_activation_is_one_plus_elu() -> None:
+    x = torch.tensor([-50.0, -1.0, 0.0, 2.0], dtype=torch.float64)
+    for name, want in (
+        ("elu", torch.where(x > 0, x + 1, x.exp())),
+        ("softplus", torch.log2(1 + torch.exp2(x))),
+    ):
+        got = ops.CAUSAL_ACTIVATIONS[name](x)
+        assert_close(got, want, name, rel=1e-12)
+        assert got[2] == 1.0 and (got >= 0).all()
+
+
+@given(
+    length=st.integers(1, 150),
+    cuts=st.lists(st.integers(1, 149), max_size=4),
+    left_padded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_number_of_positions_a_call(length: int, cuts: Any, left_padded: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    attention = CausalLunaAttention(12, 3, tie_kv=bool(seed % 2)).double().eval()
+    query, packed = torch.randn(2, length, 12).double(), torch.randn(2, 5, 12).double()
+    padding = _padding(2, length, seed, "left") if left_padded else None
+    want = attention(query, packed, None, padding)
+    bounds = [0, *sorted({c for c in cuts if c < length}), length]
+    state: Dict[str, Any] = {}
+    parts = [
+        attention(query[:, a:b], packed if a == 0 else None, None, None if padding is None else padding[:, a:b], state)
+        for a, b in itertools.pairwise(bounds)
+    ]
+    real = None if padding is None else ~padding
+    assert_close(torch.cat(parts, dim=1), want, f"calls {bounds}", rel=1e-10, mask=real)
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [0, 0, 2], [1], [2, 2, 1, 0, 0]])
+@pytest.mark.parametrize("tie_kv", [True, False])
+def test_reorder_makes_each_row_what_another_was(order: Any, tie_kv: bool) -> None:
+    torch.manual_seed(3)
+    causal = CausalLunaAttention(8, 2, tie_kv=tie_kv).eval()
+    cross = LunaAttention(8, 2, tie_kv=tie_kv).eval()
+    x, packed, context = torch.randn(3, 4, 8), torch.randn(3, 5, 8), torch.randn(3, 6, 8)
+    padding = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]]).bool()
+    state: Dict[str, Any] = {}
+    causal(x[:, :3], packed, None, padding, state)
+    cross(x[:, :3], packed, context, incremental_state=state, need_weights=True)
+    index = torch.tensor(order)
+    for module in (causal, cross):
+        module.reorder_incremental_state(state, index)
+    got = causal(x[index, 3:], None, None, None, state)
+    want = causal(x, packed, None, torch.cat([padding, torch.zeros(3, 1).bool()], 1))[index, 3:]
+    assert_close(got, want, "causal")
+    got, _, got_map = cross(x[index, 3:], None, None, incremental_state=state, need_weights=True)
+    want, _, want_map = cross(x, packed, context, need_weights=True)
+    assert_close(got, want[index, 3:], "cross")
+    assert_close(got_map, want_map[:, index, 3:], "attention map")
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (2, 8)])
+def test_effective_map_turns_context_into_output(heads: Tuple[int, int]) -> None:
+    """Rows sum to 1, padding gets nothing; with as many heads each the map is the product per head."""
+    torch.manual_seed(0)
+    attention = LunaAttention(16, *heads).eval()
+    query, packed, context = torch.randn(2, 7, 16), torch.randn(2, 3, 16), torch.randn(2, 9, 16)
+    padding = _padding(2, 9, 4, "left")
+    _, _, weights = attention(query, packed, context, ops.key_mask(padding), need_weights=True)
+    assert weights.shape == (heads[0], 2, 7, 9)
+    assert_close(weights.sum(-1), torch.ones(heads[0], 2, 7), "row sums")
+    assert (weights.masked_select(padding[None, :, None, :]) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["context", "packed"])
+def test_fully_masked_rows_give_finite_numbers_and_gradients(kind: str) -> None:
+    torch.manual_seed(0)
+    attention, causal = LunaAttention(8, 2), CausalLunaAttention(8, 2)
+    query, packed, context = _leaves((2, 5, 8), (2, 3, 8), (2, 6, 8), dtype=torch.float32)
+    empty = torch.tensor([True, False])
+    context_mask = ops.key_mask(empty[:, None].expand(2, 6)) if kind == "context" else None
+    packed_mask = ops.key_mask(empty[:, None].expand(2, 3)) if kind == "packed" else None
+    y, y_packed, _ = attention(query, packed, context, context_mask, packed_mask)
+    z = causal(query, packed, packed_mask, empty[:, None].expand(2, 5))
+    for need_weights in (True, False):
+        again, _, weights = attention(query, packed, context, context_mask, packed_mask, need_weights=need_weights)
+        assert torch.isfinite(again).all()
+        assert weights is None or torch.isfinite(weights).all()
+    (y.sum() + y_packed.sum() + z.square().sum()).backward()
+    for name, t in {"query": query, "packed": packed, "context": context}.items():
+        assert torch.isfinite(t.grad).all(), name
+    for module in (attention, causal):
+        for name, p in module.named_parameters():
+            assert torch.isfinite(p.grad).all(), name
+
+
+@pytest.mark.parametrize("length", [5, 150])
+def test_no_later_position_is_seen(length: int) -> None:
+    torch.manual_seed(0)
+    attention = CausalLunaAttention(8, 2).eval()
+    query, packed = torch.randn(1, length, 8), torch.randn(1, 4, 8)
+    before = attention(query, packed)
+    changed = query.clone()
+    changed[:, length // 2 :] += 3.0
+    after = attention(changed, packed)
+    assert torch.equal(before[:, : length // 2], after[:, : length // 2])
+    assert not torch.allclose(before[:, length // 2 :], after[:, length // 2 :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_are_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
+    """Half-precision sums of 600 positions at this scale overflow, or stop counting."""
+    torch.manual_seed(0)
+    q, k, v = (8 * torch.randn(1, 2, 600, 16) for _ in range(3))
+    a = ops.CAUSAL_ACTIVATIONS["softplus"](8 * torch.randn(1, 2, 600, 8))
+    args = [t.to(dtype) for t in (q, k, v, a)]
+    got, state = ops.causal_luna_attention(*args, state=ops.CausalState.start(torch.zeros(1, 2, 8, 16, dtype=dtype)))
+    want, _ = ops.causal_luna_attention(*(t.double() for t in args))
+    assert got.dtype == dtype
+    assert state.key_sum.dtype == state.value_sum.dtype == torch.float32
+    assert state.steps.tolist() == [600]
+    assert_close(got.double(), want, "output", rel=torch.finfo(dtype).eps)
+
+
+def test_memory_is_linear_in_the_length() -> None:
+    """The largest tensor saved or made is N * something small, never N * K * L nor N * N."""
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for t in torch.utils._pytree.tree_leaves(out):
+                if torch.is_tensor(t):
+                    largest = max(largest, t.numel())
+            return out
+
+    length, dim, packed, heads = 4096, 16, 32, 2
+    q, k, v, scores = _leaves(*[(1, heads, length, dim)] * 3, (1, heads, length, packed), dtype=torch.float32)
+    with Watch():
+        out, _ = ops.causal_luna_attention(q, k, v, torch.exp(scores))
+        out.sum().backward()
+    assert largest <= heads * length * 64  # one chunk of 64 positions against itself, per position
+
+
+def _dropout_rate(p: Optional[float]) -> float:
+    torch.manual_seed(0)
+    attention = CausalLunaAttention(8, 2, dropout=p or 0.0)
+    x, packed = torch.randn(1, 40, 8), torch.randn(1, 4, 8)
+    attention.train()
+    return (attention(x, packed) - attention.eval()(x, packed)).abs().max().item()
+
+
+def test_dropout_only_in_training() -> None:
+    assert _dropout_rate(0.0) == 0.0
+    assert _dropout_rate(0.5) > 1e-3
+    torch.manual_seed(0)
+    attention = LunaAttention(8, 2, dropout=0.5)
+    x, packed = torch.randn(1, 9, 8), torch.randn(1, 4, 8)
+    assert not torch.allclose(attention(x, packed, x)[0], attention(x, packed, x)[0])
+    attention.eval()
+    assert torch.equal(attention(x, packed, x)[0], attention(x, packed, x)[0])
+
+
+def test_pack_dropout_shares_one_mask_between_the_sums() -> None:
+    """A pack weight that is dropped is missing from the keys' sum and from the values' sum."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 1, 2).double() for _ in range(3))
+    outs = {
+        round(ops.causal_luna_attention(q, k, v, torch.ones(1, 1, 1, 1).double(), pack_dropout=0.5)[0][0, 0, 0, 0].item(), 9)
+        for _ in range(40)
+    }
+    assert outs == {0.0, round(2 * v[0, 0, 0, 0].item(), 9)}
+
+
+def test_parameters_of_tied_and_untied() -> None:
+    names = {
+        (True, False): {"pq", "pc", "q", "c", "out"},
+        (False, False): {"pq", "pk", "pv", "q", "k", "v", "out"},
+        (True, True): {"pq", "pc", "q", "c", "out"},
+        (False, True): {"pq", "pc", "q", "k", "v", "out"},
+    }
+    for (tie_kv, causal), want in names.items():
+        module = (CausalLunaAttention if causal else LunaAttention)(8, 2, tie_kv=tie_kv)
+        assert {name.split("_")[0] for name, _ in module.named_parameters()} == want
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    module = LunaAttention(256, 4)
+    for name, p in module.named_parameters():
+        if name.endswith("weight"):
+            gain = 1.0 if name.startswith("out") else 2**-0.5
+            bound = gain * (6 / 512) ** 0.5
+            assert 0.98 * bound < p.abs().max() <= bound, name
+    assert (module.out_proj.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LunaAttention(32, 5), "attention heads is 5"),
+        (lambda: LunaAttention(32, 4, 3), "projected attention heads is 3"),
+        (lambda: CausalLunaAttention(32, 0), "attention heads is 0"),
+        (lambda: CausalLunaAttention(32, 4, activation="relu"), "'relu'.*softplus, elu"),
+    ],
+)
+def test_bad_arguments(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,8 +1,8 @@
 """fairseq 0.12.3 on today's torch and Python: the one place that knows what does not fit.
 
 Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.6 to 2.13, hydra-core 1.3, Python 3.11 and 3.12.
-Public hooks are used wherever there is one; the three replacements of fairseq's own parts are in
-:func:`_explain_errors` and :func:`_keep_the_last_batch`, with the reasons.
+Public hooks are used wherever there is one; the four replacements of fairseq's own parts are in
+:func:`_explain_errors`, :func:`_keep_the_last_batch` and :func:`_repair_replace_unk`, with the reasons.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def prepare() -> None:
     _allow_checkpoint_classes()
     _explain_errors()
     _keep_the_last_batch()
+    _repair_replace_unk()
     atexit.register(_stop_background_consumers)
 
 
@@ -148,6 +149,35 @@ def _keep_the_last_batch() -> None:
         return batches
 
     data_utils.batch_by_size = split_all
+
+
+def _repair_replace_unk() -> None:
+    """Make ``--replace-unk`` read the alignments that ``--print-alignment`` makes.
+
+    fairseq 0.12.3 looks the target position up in a list of (source, target) pairs and ends with a
+    TypeError, or with an IndexError when there is no alignment. There is no hook.
+    """
+    from fairseq import utils
+
+    replace = utils.replace_unk
+
+    @functools.wraps(replace)
+    def replace_aligned(hypo_str: str, src_str: str, alignment: Any, align_dict: Any, unk: str) -> str:
+        hypo_tokens = hypo_str.split()
+        if unk not in hypo_tokens:
+            return hypo_str
+        if len(alignment) == 0:
+            raise ValueError("--replace-unk needs to know which source word to take: add --print-alignment")
+        end = len(src_str.split())  # stands for "no word", as in fairseq
+        if isinstance(alignment[0], tuple):
+            source_of = {target: source for source, target in alignment}
+        else:  # --print-alignment soft: a row of weights a target word, the last one for the end symbol
+            rows = [[float(weight) for weight in row] for row in alignment]
+            source_of = {i: max(range(len(row) - 1), key=row.__getitem__) for i, row in enumerate(rows)}
+        sources = [source_of.get(i, end) for i in range(len(hypo_tokens))]
+        return replace(hypo_str, src_str, sources, align_dict, unk)
+
+    utils.replace_unk = replace_aligned
 
 
 def _stop_background_consumers() -> None:

@@ -51,7 +51,9 @@ def test_softmax_attention_is_the_formula(sizes: Tuple[int, int, int], padded: b
 
 def _causal_inputs(length: int, packed: int, dtype: torch.dtype) -> Dict[str, Tensor]:
     batch, heads, dim = 2, 3, 5
-    query, key, value, scores = _leaves(*[(batch, heads, length, dim)] * 3, (batch, heads, length, packed), dtype=dtype)
+    query, key, value, scores = _leaves(
+        *[(batch, heads, length, dim)] * 3, (batch, heads, length, packed), dtype=dtype
+    )
     return {"query": query, "key": key, "value": value, "scores": scores}
 
 
@@ -135,7 +137,9 @@ def test_any_number_of_positions_a_call(length: int, cuts: Any, left_padded: boo
     bounds = [0, *sorted({c for c in cuts if c < length}), length]
     state: Dict[str, Any] = {}
     parts = [
-        attention(query[:, a:b], packed if a == 0 else None, None, None if padding is None else padding[:, a:b], state)
+        attention(
+            query[:, a:b], packed if a == 0 else None, None, None if padding is None else padding[:, a:b], state
+        )
         for a, b in itertools.pairwise(bounds)
     ]
     real = None if padding is None else ~padding
@@ -273,7 +277,12 @@ def test_pack_dropout_shares_one_mask_between_the_sums() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 1, 1, 2).double() for _ in range(3))
     outs = {
-        round(ops.causal_luna_attention(q, k, v, torch.ones(1, 1, 1, 1).double(), pack_dropout=0.5)[0][0, 0, 0, 0].item(), 9)
+        round(
+            ops.causal_luna_attention(q, k, v, torch.ones(1, 1, 1, 1).double(), pack_dropout=0.5)[0][
+                0, 0, 0, 0
+            ].item(),
+            9,
+        )
         for _ in range(40)
     }
     assert outs == {0.0, round(2 * v[0, 0, 0, 0].item(), 9)}

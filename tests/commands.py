@@ -1,0 +1,84 @@
+"""Run fairseq's real commands in processes of their own."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, List
+
+import luna_fairseq
+
+USER_DIR = str(Path(luna_fairseq.__file__).parent)
+ROOT = Path(__file__).resolve().parents[1]
+
+# A model that trains an update in milliseconds. No loader threads: a test run ends in the middle of an epoch.
+TINY: List[str] = (
+    "--encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 "
+    "--encoder-layers 2 --decoder-layers 2 --encoder-attention-heads 2 --decoder-attention-heads 2 "
+    "--share-all-embeddings --projection-length 4"
+).split()
+TRAIN: List[str] = (
+    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 200 --cpu --seed 3 "
+    "--log-format simple --log-interval 1 --data-buffer-size 0 --num-workers 0"
+).split()
+ADAM: List[str] = "--optimizer adam --lr 0.01 --lr-scheduler inverse_sqrt --warmup-updates 4".split()
+APOLLO: List[str] = (
+    "--optimizer apollo --lr 0.1 --clip-norm 0.1 --clip-mode each --lr-scheduler milestone --warmup-updates 2 "
+    "--milestones 3 5"
+).split()
+
+
+@dataclass
+class Corpus:
+    """Where the test corpus lies."""
+
+    text: Path
+    data: Path
+    spm: Path
+
+
+def run_command(command: str, *args: Any, code: int = 0, stdin: str = "", **environment: str) -> str:
+    """Run a command of this Python's environment; returns stdout and stderr together.
+
+    Args:
+        command: its name.
+        args: its arguments.
+        code: the exit code to expect; -1 for any failure.
+        stdin: its input.
+        environment: variables to add.
+    """
+    path = Path(sys.executable).parent / command
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment}
+    done = subprocess.run(
+        [str(path), *map(str, args)], input=stdin, capture_output=True, text=True, env=env, timeout=300, check=False
+    )
+    output = done.stdout + done.stderr
+    failed = done.returncode == 0 if code == -1 else done.returncode != code
+    assert not failed, f"{command} {' '.join(map(str, args))}: exit code {done.returncode}\n{output[-6000:]}"
+    return output
+
+
+def train(corpus: Corpus, save_dir: Path, *args: Any, arch: str = "luna", code: int = 0, **environment: str) -> str:
+    """``fairseq-train`` on the test corpus with a tiny model and Adam unless ``args`` name another optimizer."""
+    optimizer = [] if "--optimizer" in args else ADAM
+    return run_command(
+        *("fairseq-train", corpus.data, "--user-dir", USER_DIR, "--arch", arch, *TINY, *TRAIN, *optimizer),
+        *("--save-dir", save_dir, *args),
+        code=code,
+        **environment,
+    )
+
+
+def generate(corpus: Corpus, checkpoint: Path, *args: Any) -> str:
+    """``fairseq-generate`` on the test split."""
+    return run_command(
+        *("fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--path", checkpoint, "--cpu"),
+        *("--gen-subset", "test", "--num-workers", "0", *args),
+    )
+
+
+def logged(output: str, key: str) -> List[str]:
+    """The values of ``key`` in the lines that fairseq's simple log writes for each update."""
+    lines = [line for line in output.splitlines() if "train_inner" in line and f"{key}=" in line]
+    return [line.split(f"{key}=")[1].split(",")[0].split()[0] for line in lines]

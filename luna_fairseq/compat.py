@@ -13,6 +13,7 @@ import functools
 import os
 import pickle
 import queue
+import re
 import threading
 import typing
 import warnings
@@ -42,13 +43,17 @@ class CheckpointError(RuntimeError):
 
 def prepare() -> None:
     """Make fairseq work here; called once, when the plugin is imported."""
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
+    _quieten_noise()
     _allow_checkpoint_classes()
     _explain_errors()
     _keep_the_last_batch()
     _repair_replace_unk()
     atexit.register(_stop_background_consumers)
+
+
+def _quieten_noise() -> None:
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _allow_checkpoint_classes() -> None:
@@ -107,10 +112,11 @@ def _explain_errors() -> None:
         try:
             return load(path, *args, **kwargs)
         except pickle.UnpicklingError as error:
-            found = str(error).partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = found[1] if found else "something"
             raise CheckpointError(
-                f"{path} was not loaded, because it holds {found or 'something'} that no fairseq checkpoint holds "
-                "and loading that could run code; get the checkpoint from somebody you trust"
+                f"{path} was not loaded: it holds {what} that no fairseq checkpoint holds, and loading that could "
+                "run code; get the checkpoint from somebody you trust"
             ) from error
         except (EOFError, RuntimeError, OSError) as error:
             if not os.path.isfile(path):

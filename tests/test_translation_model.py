@@ -197,6 +197,18 @@ def test_pruned_checkpoint_loads() -> None:
     assert torch.equal(pruned.decoder.layers[0].fc1.weight, trained.decoder.layers[1].fc1.weight)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"encoder_attention_heads": 2}, {"decoder_projected_attention_heads": 2}, {"causal_activation": "elu"}],
+)
+def test_weights_of_another_model_of_the_same_shapes_are_refused(change: Dict[str, Any]) -> None:
+    state = make_model().state_dict()
+    with pytest.raises(RuntimeError, match=r"is \w+ in the checkpoint and \w+ in this model"):
+        make_model(**change).load_state_dict(state)
+    make_model().load_state_dict(state)
+    make_model(**change).load_state_dict(dict(state))  # nothing said, as in published checkpoints
+
+
 def test_word_dropout_drops_whole_words_and_only_those() -> None:
     torch.manual_seed(0)
     dropout = WordDropout(0.4)

@@ -7,7 +7,7 @@ unpack step.
 """
 
 import math
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
@@ -71,6 +71,24 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
             if name == "out" and bias:
                 nn.init.zeros_(linear.bias)
             self.add_module(f"{name}_proj", quant_noise(linear, q_noise, qn_block_size))
+
+    def _unseen_in_shapes(self) -> Dict[str, Any]:
+        """What makes another attention of the same parameters; saved with them, and checked when loading."""
+        return {"num_heads": self.num_heads}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination._metadata[prefix[:-1]].update(self._unseen_in_shapes())
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: List[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        error_msgs = lists[-1]
+        for name, value in self._unseen_in_shapes().items():
+            saved = local_metadata.get(name, value)  # published checkpoints do not say
+            if saved != value:
+                error_msgs.append(f"{prefix}{name} is {saved} in the checkpoint and {value} in this model")
 
     @property
     def _dropout_p(self) -> float:
@@ -140,6 +158,9 @@ class LunaAttention(_LunaAttentionBase):
         else:
             in_dims.update(pk=context_dim, pv=context_dim, k=embed_dim, v=embed_dim)
         self._add_projections({**in_dims, "out": embed_dim}, bias, q_noise, qn_block_size)
+
+    def _unseen_in_shapes(self) -> Dict[str, Any]:
+        return {**super()._unseen_in_shapes(), "num_packed_heads": self.num_packed_heads}
 
     def pack(
         self, packed: Tensor, context: Tensor, context_mask: Optional[Tensor], need_weights: bool
@@ -256,10 +277,13 @@ class CausalLunaAttention(_LunaAttentionBase):
             raise ValueError(
                 f"--causal-activation is {activation!r}: choose one of {', '.join(ops.CAUSAL_ACTIVATIONS)}"
             )
-        self.activation_fn = ops.CAUSAL_ACTIVATIONS[activation]
+        self.activation = activation
         self.tie_kv = tie_kv
         names = ("pq", "pc", "q", "c", "out") if tie_kv else ("pq", "pc", "q", "k", "v", "out")
         self._add_projections(dict.fromkeys(names, embed_dim), bias, q_noise, qn_block_size)
+
+    def _unseen_in_shapes(self) -> Dict[str, Any]:
+        return {**super()._unseen_in_shapes(), "activation": self.activation}
 
     def forward(
         self,
@@ -307,7 +331,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             q,
             key,
             value,
-            self.activation_fn(scores.to(torch.promote_types(scores.dtype, torch.float32))),
+            ops.CAUSAL_ACTIVATIONS[self.activation](scores.to(torch.promote_types(scores.dtype, torch.float32))),
             packed_mask=packed_mask,
             padding_mask=padding_mask,
             pack_dropout=self._dropout_p,

@@ -185,7 +185,7 @@ def _hydra(corpus: Corpus, save: Path, *overrides: Any) -> str:
             "common.cpu=true",
         ),
         *(f"hydra.run.dir={save}/hydra", "common.seed=3", "dataset.max_tokens=200", "dataset.data_buffer_size=0"),
-        *("dataset.num_workers=0", "common.log_interval=1", "+training@_global_=adam", "optimization.lr=[0.01]"),
+        *("dataset.num_workers=0", "common.log_interval=1", "optimization.lr=[0.01]"),
         *("lr_scheduler.warmup_updates=4", "optimizer.adam_betas='(0.9,0.999)'", *overrides),
     )
 
@@ -195,8 +195,8 @@ def test_both_command_lines_train_the_same_model_and_resume(corpus: Corpus, tmp_
     for name, value in zip(TINY, [*TINY[1:], None], strict=True):
         if name.startswith("--"):
             options[name[2:].replace("-", "_")] = "true" if value is None or value.startswith("--") else value
-    model = [f"+model.{key}={value}" for key, value in options.items()]
-    untied = ["+model._name=luna_base_untied", *model]
+    model = [f"++model.{key}={value}" for key, value in options.items()]
+    untied = ["model._name=luna_base_untied", *model]
 
     argparse_log = train(corpus, tmp_path / "argparse", "--max-update", 4, arch="luna_base_untied")
     first = _hydra(corpus, tmp_path / "hydra", *untied, "optimization.max_update=2")

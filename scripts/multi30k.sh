@@ -21,6 +21,9 @@ export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_t
 # What fairseq-hydra-train warns of before it loads the plugin, which would quieten it.
 export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserWarning:hydra.main,ignore::UserWarning:hydra._internal.hydra"
 
+# Only the path: importing fairseq logs a line about an optional package.
+USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || { echo "multi30k.sh: luna-fairseq is not on the PATH: see the README" >&2; exit 1; }
+
 fail() { echo "multi30k.sh: $*" >&2; exit 1; }
 
 prepare() {
@@ -72,8 +75,8 @@ check_name() {
 train() {
   need_data
   local name smoke=()
-  [ -z "$SMOKE" ] || smoke=(++model.encoder_layers=1 ++model.decoder_layers=1 optimization.max_update=4
-    "++optimization.max_epoch=2" "common.log_interval=1" "dataset.max_tokens=2000")
+  [ -z "$SMOKE" ] || smoke=(++model.encoder_layers=1 ++model.decoder_layers=1 optimization.max_epoch=1
+    "common.log_interval=1" "dataset.max_tokens=2000")
 
   for name in "$@"; do
     check_name "$name"
@@ -81,7 +84,7 @@ train() {
     mkdir -p "$OUT/$name"
     echo "training $name; log: $OUT/$name/train.log"
     fairseq-hydra-train --config-dir configs/translation --config-name "$name" \
-      common.user_dir="$(luna-fairseq user-dir)" common.cpu=true task.data="$OUT/data-bin" \
+      common.user_dir="$USER_DIR" common.cpu=true task.data="$OUT/data-bin" \
       checkpoint.save_dir="$OUT/$name/checkpoints" dataset.num_workers=0 dataset.data_buffer_size=0 \
       hydra.run.dir="$OUT/$name/hydra" "${smoke[@]}" 2>&1 | tee -a "$OUT/$name/train.log" | grep --line-buffered -E "valid on|train_inner|Error" | cut -c1-160 \
       || fail "training $name failed: see $OUT/$name/train.log"
@@ -97,7 +100,7 @@ score() {
     [ -f "$OUT/$name/.trained" ] || fail "$name is not trained: run '$0 train $name' first"
     luna-fairseq average --inputs "$OUT/$name/checkpoints" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)" \
       --output "$OUT/$name/average.pt" > "$OUT/$name/average.log" 2>&1 || fail "averaging failed: see $OUT/$name/average.log"
-    fairseq-generate "$OUT/data-bin" --user-dir "$(luna-fairseq user-dir)" --path "$OUT/$name/average.pt" --cpu \
+    fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$OUT/$name/average.pt" --cpu \
       --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" \
       > "$OUT/$name/generate.log" 2>&1 || fail "generation failed: see $OUT/$name/generate.log"
     grep '^D-' "$OUT/$name/generate.log" | sed 's/^D-//' | sort -n | cut -f3 > "$OUT/$name/test.de"

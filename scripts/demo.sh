@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# The whole way from text to BLEU on a synthetic English-German corpus, in a few minutes on a CPU.
+#
+#   scripts/demo.sh [OUT]            OUT (or the variable OUT) is the folder to write to: demo-out
+#   SMOKE=1 scripts/demo.sh [OUT]    a tiny corpus and a few updates, in seconds: demo-out/smoke
+#
+# It can be interrupted and run again: training goes on from its last checkpoint.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# fairseq skips a save by updates that falls on the end of an epoch (here 320 updates, in the smoke test 16), so
+# none of the last three saves may.
+SMOKE=${SMOKE:-0}
+SEED=1
+if [[ $SMOKE == 1 ]]; then
+    OUT=${1:-${OUT:-demo-out/smoke}}
+    TRAIN=500 HELD_OUT=50 PIECES=400 UPDATES=33 SAVE_EVERY=11 LOG_EVERY=11
+else
+    OUT=${1:-${OUT:-demo-out}}
+    TRAIN=24000 HELD_OUT=500 PIECES=2000 UPDATES=1950 SAVE_EVERY=150 LOG_EVERY=100
+fi
+WANTED_BLEU=85
+MODEL=(
+    --arch luna_base_untied --share-all-embeddings --projection-length 16
+    --encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --decoder-embed-dim 128
+    --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
+    --encoder-attention-heads 4 --decoder-attention-heads 4
+    --encoder-normalize-before --decoder-normalize-before
+)
+TRAINING=(
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.0 --max-tokens 1024
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 300
+    --seed "$SEED" --max-update "$UPDATES" --save-interval-updates "$SAVE_EVERY" --keep-interval-updates 3
+    --no-epoch-checkpoints
+)
+
+fail() {
+    echo "demo.sh: $*" >&2
+    exit 1
+}
+
+step() {
+    echo "== $*"
+}
+
+# logged FILE COMMAND...: what the command prints goes to a file; if it fails, the end of that is shown.
+logged() {
+    local log=$1
+    shift
+    if ! "$@" >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        fail "$1 failed; all that it printed is in $log"
+    fi
+}
+
+for tool in python fairseq-preprocess fairseq-train fairseq-generate sacrebleu luna-fairseq; do
+    command -v "$tool" >/dev/null || fail "$tool is not on the PATH: activate the environment that has the plugin"
+done
+mkdir -p "$OUT/logs" "$OUT/pieces"
+USER_DIR=$(luna-fairseq user-dir 2>"$OUT/logs/user-dir.log") || fail "luna-fairseq failed; see $OUT/logs/user-dir.log"
+
+# Checkpoints fit only the data and the options that they were made with.
+SETTINGS=$(printf '%s\n' "$TRAIN" "$HELD_OUT" "$PIECES" "${MODEL[@]}" "${TRAINING[@]}"; cksum scripts/demo_corpus.py)
+if [[ -e $OUT/settings && $(<"$OUT/settings") != "$SETTINGS" ]]; then
+    fail "$OUT holds a demo with other settings: remove that folder, or name another"
+fi
+echo "$SETTINGS" >"$OUT/settings.tmp"
+mv "$OUT/settings.tmp" "$OUT/settings"
+
+step "1/7 generate the corpus: $OUT/text"
+python scripts/demo_corpus.py "$OUT/text" --seed "$SEED" --train "$TRAIN" --valid "$HELD_OUT" --test "$HELD_OUT"
+
+step "2/7 learn and apply a joint SentencePiece model of $PIECES pieces: $OUT/spm.model"
+logged "$OUT/logs/sentencepiece.log" python -c '
+import sys
+import sentencepiece
+
+out, pieces = sys.argv[1], int(sys.argv[2])
+sentencepiece.SentencePieceTrainer.train(
+    input=f"{out}/text/train.en,{out}/text/train.de", model_prefix=f"{out}/spm",
+    vocab_size=pieces, model_type="bpe", character_coverage=1.0,
+)
+model = sentencepiece.SentencePieceProcessor(model_file=f"{out}/spm.model")
+for name in [f"{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")]:
+    with open(f"{out}/text/{name}", encoding="utf-8") as lines, open(f"{out}/pieces/{name}", "w", encoding="utf-8") as to:
+        to.writelines(" ".join(model.encode(line.strip(), out_type=str)) + "\n" for line in lines)
+' "$OUT" "$PIECES"
+
+step "3/7 fairseq-preprocess with a joined dictionary: $OUT/bin"
+rm -rf "$OUT/bin"
+logged "$OUT/logs/preprocess.log" fairseq-preprocess --source-lang en --target-lang de --joined-dictionary \
+    --trainpref "$OUT/pieces/train" --validpref "$OUT/pieces/valid" --testpref "$OUT/pieces/test" \
+    --destdir "$OUT/bin" --workers 1
+
+step "4/7 fairseq-train, $UPDATES updates: $OUT/checkpoints"
+if compgen -G "$OUT/checkpoints/checkpoint_*_$UPDATES.pt" >/dev/null; then
+    echo "already done"
+else
+    # On a CPU much of the time goes into page faults: glibc should keep what is freed, in large pages.
+    GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1 \
+        fairseq-train "$OUT/bin" --user-dir "$USER_DIR" --cpu "${MODEL[@]}" "${TRAINING[@]}" \
+        --data-buffer-size 0 --num-workers 0 --log-format simple --log-interval "$LOG_EVERY" \
+        --save-dir "$OUT/checkpoints" 2>&1 | tee -a "$OUT/logs/train.log" |
+        sed -nuE -e 's/.* (loss=[^ ]+), .*(num_updates=[^,]+), (lr=[^,]+),.*( wall=.*)/\2 \1 \3\4 s/p' \
+            -e "s/.*valid on 'valid' subset (\| loss [^ ]+) .*(\| ppl [^ ]+) .*/  valid \1 \2/p" ||
+        { tail -n 20 "$OUT/logs/train.log" >&2; fail "fairseq-train failed; all that it printed is in $OUT/logs/train.log"; }
+fi
+
+step "5/7 average the last three checkpoints: $OUT/averaged.pt"
+logged "$OUT/logs/average.log" luna-fairseq average --inputs "$OUT/checkpoints" --num-update-checkpoints 3 \
+    --output "$OUT/averaged.pt"
+
+step "6/7 fairseq-generate on the test set, beam 5: $OUT/logs/generate.log"
+logged "$OUT/logs/generate.log" fairseq-generate "$OUT/bin" --user-dir "$USER_DIR" --cpu --path "$OUT/averaged.pt" \
+    --source-lang en --target-lang de --gen-subset test --beam 5 --max-len-a 1.5 --max-len-b 10 --max-tokens 2000 \
+    --data-buffer-size 0 --num-workers 0 \
+    --bpe sentencepiece --sentencepiece-model "$OUT/spm.model"
+# D- lines are the translations without pieces, in the order of their length.
+sed -n 's/^D-//p' "$OUT/logs/generate.log" | sort -n | cut -f 3 >"$OUT/translations.de"
+[[ $(wc -l <"$OUT/translations.de") -eq $HELD_OUT ]] || fail "$OUT/logs/generate.log does not hold $HELD_OUT translations"
+
+step "7/7 score the translations against $OUT/text/test.de"
+SCORED=$(sacrebleu "$OUT/text/test.de" -i "$OUT/translations.de" -m bleu -w 2 -f text)
+BLEU=$(sed -E 's/^[^=]* = ([0-9.]+) .*/\1/' <<<"$SCORED")
+echo "$SCORED"
+
+# head before paste: cut off behind a pipe, paste would end the script.
+paste -d '\n' <(head "$OUT/text/test.en") <(head "$OUT/text/test.de") <(head "$OUT/translations.de") |
+    sed -e '1~3s/^/\nsource       /' -e '2~3s/^/reference    /' -e '3~3s/^/translation  /'
+
+cat <<END
+
+corpus              $OUT/text/{train,valid,test}.{en,de}
+SentencePiece       $OUT/spm.model
+data, dictionary    $OUT/bin, $OUT/bin/dict.en.txt (the same for both languages)
+checkpoints         $OUT/checkpoints
+averaged            $OUT/averaged.pt
+logs                $OUT/logs (train.log, generate.log and others)
+translations        $OUT/translations.de
+time                $SECONDS seconds
+BLEU                $BLEU
+
+The corpus is synthetic: this BLEU shows that the tools work together, and says nothing about real translation.
+END
+if [[ $SMOKE != 1 ]] && awk -v bleu="$BLEU" -v wanted="$WANTED_BLEU" 'BEGIN { exit !(bleu < wanted) }'; then
+    fail "BLEU is $BLEU, below $WANTED_BLEU: the model has not learned the corpus"
+fi

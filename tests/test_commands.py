@@ -176,7 +176,7 @@ def _hydra(corpus: Corpus, save: Path, *overrides: Any) -> str:
             "--config-dir",
             ROOT / "configs" / "translation",
             "--config-name",
-            "base",
+            "translation",
         ),
         *(
             f"common.user_dir={USER_DIR}",

@@ -1,0 +1,80 @@
+"""The commands of the README run as they stand there, on a tiny corpus and with a tiny model."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+from commands import ROOT, TINY, Corpus
+
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(heading: str, language: str) -> List[str]:
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.S)
+
+
+def _shrink(command: str) -> str:
+    """The command, with a model and a training that take a second."""
+    if command.startswith("fairseq-train"):
+        small = " ".join(option for option in TINY if option != "--share-all-embeddings")
+        return f"{command} {small} --cpu --max-epoch 5 --data-buffer-size 0 --num-workers 0"
+    if command.startswith("fairseq-hydra-train"):
+        pairs = zip(TINY[::2], TINY[1::2], strict=False)
+        sizes = " ".join(f"++model.{k[2:].replace('-', '_')}={v}" for k, v in pairs if v.isdigit())
+        run = "common.cpu=true optimization.max_epoch=1 dataset.data_buffer_size=0 dataset.num_workers=0"
+        return f"{command} {sizes} {run} checkpoint.save_dir=$PWD/hydra-checkpoints"
+    return command + " --cpu" if command.startswith("fairseq-generate") else command
+
+
+def test_commands_for_your_own_data(corpus: Corpus, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for split in ("train", "valid", "test"):
+        for lang in ("en", "de"):
+            shutil.copy(corpus.text / f"{split}.spm.{lang}", text / f"{split}.{lang}")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(corpus.spm, tmp_path / "spm.model")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    commands = [
+        _shrink(re.sub(r"\s*\\\n\s*", " ", command).strip())
+        for block in _blocks("Your own data", "bash")
+        for command in re.split(r"\n(?! )", block.strip())
+        if command.strip()
+    ]
+    assert [c.split()[0] for c in commands] == [
+        "fairseq-preprocess",
+        "fairseq-train",
+        "luna-fairseq",
+        "fairseq-generate",
+        "fairseq-hydra-train",
+    ]
+    (python,) = _blocks("Your own data", "python")
+    script = python.replace("/absolute/path/of/data-bin", f"{tmp_path}/data-bin")
+    (tmp_path / "example.py").write_text(script)
+    commands.append("python example.py")
+    output = ""
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{(done.stdout + done.stderr)[-4000:]}"
+        output += done.stdout
+    assert len(re.findall(r"^H-\d+", output, re.M)) == 11
+    assert (tmp_path / "hydra-checkpoints" / "checkpoint_last.pt").exists()
+
+
+def test_what_the_readme_names_exists() -> None:
+    for path in re.findall(r"`((?:luna_fairseq|tests|scripts|configs)/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make (\w+)", README):
+        assert f"\n{target}:" in makefile, target
+    for config in re.findall(r"\b(multi30k_\w+_(?:adam|apollo))\b", README):
+        assert (ROOT / "configs" / "translation" / f"{config}.yaml").exists(), config

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import luna_fairseq  # noqa: F401  (allows the classes that checkpoints hold)
-from commands import APOLLO, ROOT, TINY, USER_DIR, Corpus, generate, logged, run_command, train
+from commands import ADAM, APOLLO, ROOT, TINY, USER_DIR, Corpus, generate, logged, run_command, train
 from luna_fairseq.models.luna import LunaModel
 
 
@@ -102,6 +102,28 @@ def test_finetune_from_a_foreign_namespace_checkpoint(corpus: Corpus, trained: P
     path = tmp_path / "old.pt"
     torch.save(state, path)
     assert len(_hypotheses(generate(corpus, path))) == 11
+
+
+def test_eval_lm_loads_an_old_style_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+    """fairseq's own language model, saved with a Namespace, while the plugin is loaded."""
+    prefixes = [f"--{split}pref={corpus.text}/{split}.spm.en" for split in ("train", "valid", "test")]
+    run_command("fairseq-preprocess", "--only-source", f"--destdir={tmp_path}/data", *prefixes)
+    small = "--decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2".split()
+    run_command(
+        *("fairseq-train", tmp_path / "data", "--task", "language_modeling", "--arch", "transformer_lm", *small),
+        *("--user-dir", USER_DIR, *ADAM, "--max-tokens", 200, "--tokens-per-sample", 16, "--max-update", 1, "--cpu"),
+        *("--save-dir", tmp_path, "--data-buffer-size", 0, "--num-workers", 0),
+    )
+    path = tmp_path / "checkpoint_last.pt"
+    state = torch.load(path)
+    state["args"] = Namespace(
+        **{**state["cfg"]["task"], **state["cfg"]["model"], "arch": "transformer_lm", "task": "language_modeling"}
+    )
+    state["cfg"] = None
+    torch.save(state, path)
+    command = ["fairseq-eval-lm", tmp_path / "data", "--path", path, "--cpu", "--num-workers", 0, "--batch-size", 4]
+    assert "Perplexity" in run_command(*command, "--user-dir", USER_DIR)
+    assert "Weights only load failed" in run_command(*command, code=1), "torch loads it without the plugin too"
 
 
 def test_interactive_survives_odd_lines(corpus: Corpus, trained: Path) -> None:

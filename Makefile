@@ -24,7 +24,11 @@ ifeq ($(SYSTEM_TORCH),)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 else
 	$(PYTHON) -c 'import torch' || { echo "$(PYTHON) has no torch: leave out SYSTEM_TORCH=1, or set PYTHON to one that has"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# A path file shows the packages of PYTHON to .venv, also if PYTHON is a virtual environment itself.
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/system-torch.pth"
+	$(BIN)/python -c 'import torch'
 endif
 # fairseq is compiled against the torch installed above: without build isolation, which would fetch another one.
 	$(BIN)/python -m pip install --quiet numpy cython setuptools wheel

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -63,17 +64,21 @@ def average_checkpoints(paths: List[Path]) -> Dict[str, Any]:
             result = {key: value for key, value in state.items() if key != "last_optimizer_state"}
             sums = {k: v.double() if torch.is_floating_point(v) else v for k, v in model.items()}
             dtypes = {k: v.dtype for k, v in model.items()}
+            metadata = getattr(model, "_metadata", None)
             continue
         if {k: v.shape for k, v in model.items()} != {k: v.shape for k, v in sums.items()}:
             raise ValueError(f"{path} holds other parameters than {paths[0]}: average checkpoints of one run")
         for key, value in model.items():
             if torch.is_floating_point(value):
-                sums[key] += value
+                sums[key] = sums[key] + value
             elif not torch.equal(sums[key], value):
                 raise ValueError(f"{key} differs between {path} and {paths[0]} and cannot be averaged")
-    result["model"] = {
-        k: (v / len(paths)).to(dtypes[k]) if torch.is_floating_point(v) else v for k, v in sums.items()
-    }
+    averaged = OrderedDict(
+        (k, (v / len(paths)).to(dtypes[k]) if torch.is_floating_point(v) else v) for k, v in sums.items()
+    )
+    if metadata is not None:  # numbers of heads and the like, which are checked when the weights are loaded
+        averaged._metadata = metadata  # type: ignore[attr-defined]
+    result["model"] = averaged
     return result
 
 

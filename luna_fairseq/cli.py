@@ -1,6 +1,7 @@
 """The console command ``luna-fairseq``: where the plugin is, and averaging checkpoints."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import List, Optional
@@ -16,16 +17,22 @@ def _average(args: argparse.Namespace) -> None:
     from luna_fairseq.average import average_checkpoints, last_checkpoints, save_atomically
 
     paths = [Path(name) for name in args.inputs]
-    count = args.num_epoch_checkpoints or args.num_update_checkpoints
+    by_update = args.num_update_checkpoints is not None
+    count = args.num_update_checkpoints if by_update else args.num_epoch_checkpoints
     if count is not None:
         if len(paths) != 1 or not paths[0].is_dir():
             raise ValueError("with --num-epoch-checkpoints or --num-update-checkpoints, --inputs is one folder")
-        by_update = args.num_update_checkpoints is not None
         paths = last_checkpoints(paths[0], count, by_update, args.checkpoint_upper_bound)
+    output = Path(args.output)
+    if output.exists() and (
+        output.resolve() in [path.resolve() for path in paths]
+        or re.fullmatch(r"checkpoint(\d+|_\d+_\d+|_last|_best\S*)\.pt", output.name)
+    ):
+        raise ValueError(f"{output} is a checkpoint of a run, with its optimizer: name another --output")
     for path in paths:
         print(f"averaging {path}")
-    save_atomically(average_checkpoints(paths), Path(args.output))
-    print(f"wrote {args.output}")
+    save_atomically(average_checkpoints(paths), output)
+    print(f"wrote {output}")
 
 
 def _parser() -> argparse.ArgumentParser:

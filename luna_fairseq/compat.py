@@ -1,7 +1,7 @@
 """fairseq 0.12.3 on today's torch and Python: the one place that knows what does not fit.
 
 Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.6 to 2.13, hydra-core 1.3, Python 3.11 and 3.12.
-Public hooks are used wherever there is one; the four replacements of fairseq's own parts are in
+Public hooks are used wherever there is one; the replacements of fairseq's own parts are in
 :func:`_explain_errors`, :func:`_keep_the_last_batch` and :func:`_repair_replace_unk`, with the reasons.
 """
 
@@ -9,14 +9,17 @@ import argparse
 import atexit
 import collections
 import contextlib
+import errno
 import functools
 import os
 import pickle
 import queue
 import re
 import threading
+import time
 import typing
 import warnings
+import zipfile
 from typing import Any, List
 
 import numpy as np
@@ -111,20 +114,23 @@ def _explain_errors() -> None:
     def load_or_explain(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load(path, *args, **kwargs)
-        except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = found[1] if found else "something"
-            raise CheckpointError(
-                f"{path} was not loaded: it holds {what} that no fairseq checkpoint holds, and loading that could "
-                "run code; get the checkpoint from somebody you trust"
-            ) from error
-        except (EOFError, RuntimeError, OSError) as error:
-            if not os.path.isfile(path):
+        except Exception as error:
+            # EINVAL: torch seeks before the start of a file that is cut short.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
-            raise CheckpointError(
-                f"{path} ({os.path.getsize(path)} bytes) is cut short or damaged and cannot be loaded; delete it "
-                "and go on from an older one with --restore-file"
-            ) from error
+            refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+            if refused:
+                raise CheckpointError(
+                    f"{path} was not loaded: it holds {refused[1]} that no fairseq checkpoint holds, and loading "
+                    "that could run code; get the checkpoint from somebody you trust"
+                ) from error
+            unreadable = isinstance(error, pickle.UnpicklingError | OSError) or "PytorchStreamReader" in str(error)
+            if unreadable or not zipfile.is_zipfile(path):
+                raise CheckpointError(
+                    f"{path} ({os.path.getsize(path)} bytes) is cut short or damaged and cannot be loaded; move it "
+                    "away and go on from an older one with --restore-file"
+                ) from error
+            raise
 
     checkpoint_utils.load_checkpoint_to_cpu = load_or_explain
     TASK_REGISTRY["translation"] = CheckedTranslationTask
@@ -172,9 +178,15 @@ def _repair_replace_unk() -> None:
         hypo_tokens = hypo_str.split()
         if unk not in hypo_tokens:
             return hypo_str
+        end = len(src_str.split())  # stands for "no word", as in fairseq
+        if end == 0:
+            return replace(hypo_str, src_str, [end] * len(hypo_tokens), align_dict, unk)
         if len(alignment) == 0:
             raise ValueError("--replace-unk needs to know which source word to take: add --print-alignment")
-        end = len(src_str.split())  # stands for "no word", as in fairseq
+        if len(alignment) > len(hypo_tokens) + 1:
+            raise ValueError(
+                "--replace-unk works on pieces, and these were joined to words: leave out --post-process"
+            )
         if isinstance(alignment[0], tuple):
             source_of = {target: source for source, target in alignment}
         else:  # --print-alignment soft: a row of weights a target word, the last one for the end symbol
@@ -198,6 +210,7 @@ def _stop_background_consumers() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, BackgroundConsumer):
             thread._max_len = 0  # makes it stop after the batch at hand
-            while thread.is_alive():
+            deadline = time.monotonic() + 60.0  # a source that hangs must not keep a finished run from ending
+            while thread.is_alive() and time.monotonic() < deadline:
                 with contextlib.suppress(queue.Empty):  # it may be waiting for room in its queue
                     thread._queue.get(timeout=0.05)

@@ -6,13 +6,16 @@
 #   scripts/multi30k.sh score NAME...    average of the last 5 epochs, beam 5, sacreBLEU on test_2016_flickr
 #   scripts/multi30k.sh table            what is finished, as a table; the rest says "not run"
 #
-# Environment: OUT (default multi30k-out), THREADS (default 1), SMOKE=1 (a tiny run, seconds, to see it work).
+# Environment: OUT (default multi30k-out), THREADS (default 1), SMOKE=1 (a tiny run in OUT/smoke).
 # Run it in an environment that has the plugin: PATH=.venv/bin:$PATH scripts/multi30k.sh ...
 set -euo pipefail
+CALLER=$PWD
 cd "$(dirname "$0")/.."
 
-OUT=${OUT:-multi30k-out}
 SMOKE=${SMOKE:-}
+OUT=${OUT:-$PWD/multi30k-out}
+[[ $OUT == /* ]] || OUT=$CALLER/$OUT
+[ -z "$SMOKE" ] || OUT=$OUT/smoke  # its numbers must never be taken for real ones
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 export OMP_NUM_THREADS=${THREADS:-1}
@@ -29,6 +32,7 @@ fail() { echo "multi30k.sh: $*" >&2; exit 1; }
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
   local folder=$1 file
+  [[ $folder == /* ]] || folder=$CALLER/$folder
   for file in {train,val,test_2016_flickr}.{en,de}; do
     [ -f "$folder/$file" ] || fail "$folder/$file does not exist: name the folder with Multi30k's text"
   done
@@ -86,7 +90,7 @@ train() {
     fairseq-hydra-train --config-dir configs/translation --config-name "$name" \
       common.user_dir="$USER_DIR" common.cpu=true task.data="$OUT/data-bin" \
       checkpoint.save_dir="$OUT/$name/checkpoints" dataset.num_workers=0 dataset.data_buffer_size=0 \
-      hydra.run.dir="$OUT/$name/hydra" "${smoke[@]}" 2>&1 | tee -a "$OUT/$name/train.log" | grep --line-buffered -E "valid on|train_inner|Error" | cut -c1-160 \
+      hydra.run.dir="$OUT/$name/hydra" "${smoke[@]}" 2>&1 | tee -a "$OUT/$name/train.log" | { grep --line-buffered -E "valid on|train_inner|Error" || true; } | cut -c1-160 \
       || fail "training $name failed: see $OUT/$name/train.log"
     touch "$OUT/$name/.trained"
   done

@@ -111,6 +111,26 @@ def test_source_longer_than_the_positions(corpus: Corpus, tmp_path: Path) -> Non
     assert 0 < len(translated) < 11 and not any(line.startswith("H-3\t") for line in translated)
 
 
+def test_interactive_with_fewer_positions_than_the_command_says(corpus: Corpus, tmp_path: Path) -> None:
+    limits = ["--max-source-positions", 12, "--max-target-positions", 12]
+    train(corpus, tmp_path, "--max-update", 1, *limits)
+    output = run_command(
+        *(
+            "fairseq-interactive",
+            corpus.data,
+            "--user-dir",
+            USER_DIR,
+            "--path",
+            tmp_path / "checkpoint_last.pt",
+            "--cpu",
+        ),
+        *("-s", "en", "-t", "de"),
+        stdin="the cat\n" + "cat " * 40 + "\nthe dog\n",
+    )
+    assert "an input of 41 symbols was cut to 12" in output
+    assert sum(line.startswith("H-") for line in output.splitlines()) == 3
+
+
 def test_replace_unk_without_alignment(corpus: Corpus, tmp_path: Path) -> None:
     train(corpus, tmp_path, "--max-update", 1)
     for lang in ("en", "de"):
@@ -135,4 +155,9 @@ def test_average_refuses_what_does_not_belong_together(corpus: Corpus, tmp_path:
     output = run_command("luna-fairseq", "average", *which, "--output", out, code=1)
     assert "epoch checkpoints, not 3: ask for fewer" in _last_line(output)
     assert not out.exists()
+    before = inputs[1].read_bytes()
+    for output_file in (inputs[1], tmp_path / "b" / "checkpoint_best.pt"):
+        output = run_command("luna-fairseq", "average", "--inputs", inputs[1], "--output", output_file, code=1)
+        assert "is a checkpoint of a run, with its optimizer: name another --output" in _last_line(output)
+    assert inputs[1].read_bytes() == before
     assert len(generate(corpus, inputs[1]).splitlines()) > 11

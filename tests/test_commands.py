@@ -76,6 +76,7 @@ def test_average_then_generate(corpus: Corpus, trained: Path, tmp_path: Path) ->
     states = [torch.load(name)["model"] for name in inputs]
     averaged = torch.load(output)
     assert "last_optimizer_state" not in averaged
+    assert averaged["model"]._metadata == torch.load(inputs[0])["model"]._metadata
     for name, value in averaged["model"].items():
         torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2)
     assert len(_hypotheses(generate(corpus, output))) == 11

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils, iterators
 
 from commands import USER_DIR, Corpus, run_command, train
@@ -56,7 +56,7 @@ def test_checkpoint_with_code_is_refused_by_every_command(command: str, corpus: 
 
 
 def test_checkpoint_with_code_is_refused_by_from_pretrained(corpus: Corpus, evil: Path) -> None:
-    with pytest.raises(compat.CheckpointError, match="could run code"):
+    with pytest.raises(compat.CheckpointError, match="that could run code"):
         LunaModel.from_pretrained(str(evil), "checkpoint_last.pt", data_name_or_path=str(corpus.data))
     assert not (evil / "executed").exists()
 
@@ -73,6 +73,44 @@ def test_truncated_checkpoint_is_named(kept: float, tmp_path: Path) -> None:
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
     with pytest.raises(FileNotFoundError):
         checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "missing.pt"))
+
+
+@pytest.mark.parametrize("content", [b"hello world\nthis is text\n", bytes(range(256)) * 8])
+def test_garbage_is_named_and_not_called_malicious(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(compat.CheckpointError, match="is cut short or damaged"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("error", [PermissionError("no"), RuntimeError("can't allocate memory")])
+def test_an_error_of_the_machine_is_not_blamed_on_the_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"model": {}}, tmp_path / "x.pt")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error), match=str(error)) as raised:
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "x.pt"))
+    assert not isinstance(raised.value, compat.CheckpointError)
+
+
+def test_replace_unk_in_odd_cases() -> None:
+    assert utils.replace_unk("a <unk>", "", [], {}, "<unk>") == "a <eos>"
+    assert utils.replace_unk("a <unk>", "x y", [(0, 0), (1, 1)], {"y": "z"}, "<unk>") == "a z"
+    assert (
+        utils.replace_unk(
+            "a <unk>", "x y", [["0.9", "0.1", "0"], ["0.2", "0.3", "0.5"], ["0", "0", "1"]], {}, "<unk>"
+        )
+        == "a y"
+    )
+    assert utils.replace_unk("a b", "x y", [], {}, "<unk>") == "a b"
+    with pytest.raises(ValueError, match="add --print-alignment"):
+        utils.replace_unk("<unk>", "x y", [], {}, "<unk>")
+    with pytest.raises(ValueError, match="leave out --post-process"):
+        utils.replace_unk("<unk>", "x y", [(0, 0), (1, 1), (3, 2)], {}, "<unk>")
 
 
 def test_what_fairseq_saves_is_loaded(tmp_path: Path) -> None:

@@ -84,6 +84,19 @@ def test_a_flag_turns_its_option_on_whatever_the_architecture(arch: str, flag: s
     assert _from_command_line(arch, flag)[flag[2:].replace("-", "_")] is True
 
 
+def test_optimizer_and_schedule_have_the_same_defaults_on_both_command_lines() -> None:
+    parser = options.get_training_parser()
+    flags = ["/data", "--arch", "luna", "--optimizer", "apollo", "--lr-scheduler", "milestone", "--lr", "0.1"]
+    by_flags = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=flags))
+    path = ROOT / "configs" / "translation" / "translation.yaml"
+    names = ["optimizer._name=apollo", "lr_scheduler._name=milestone", "optimization.lr=[0.1]"]
+    removed = ["~optimizer.adam_betas", "~lr_scheduler.warmup_updates"]
+    by_yaml = _compose(path, *names, *removed)
+    assert by_flags.optimizer == by_yaml.optimizer
+    assert by_flags.lr_scheduler == by_yaml.lr_scheduler
+    assert by_flags.lr_scheduler.milestones == [] and by_flags.lr_scheduler.warmup_updates == 1000
+
+
 def test_positions_of_task_and_model_are_one_option() -> None:
     assert _from_command_line("luna", "--max-source-positions", "77")["max_source_positions"] == 77
     path = ROOT / "configs" / "translation" / "translation.yaml"

@@ -103,6 +103,22 @@ def test_beam_reorder_of_everything(order: List[int]) -> None:
     assert_close(got, want[:, 3:], "after reorder")
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_decoding_beyond_the_first_position_table(learned: bool) -> None:
+    """More positions than the sinusoidal table holds at first, one at a time."""
+    model = make_model(encoder_learned_pos=learned, decoder_learned_pos=learned, max_target_positions=1400).eval()
+    source, target = _batch(_sentences([5]), "left"), _batch(_sentences([1200], seed=1), "right")
+    encoder_out = model.encoder(source)
+    state: Dict[str, Any] = {}
+    model.decoder(target[:, :1000], encoder_out=encoder_out, incremental_state=state)
+    steps = [
+        model.decoder(target[:, :n], encoder_out=encoder_out, incremental_state=state)[0]
+        for n in (1001, 1002, 1100, 1101, 1200)
+    ]
+    want = model.decoder(target, encoder_out=encoder_out)[0]
+    assert_close(torch.cat(steps, 1), want[:, 1000:], "late steps")
+
+
 def test_no_later_token_is_seen() -> None:
     model = make_model(decoder_layers=3).eval()
     source, target = _batch(_sentences([5]), "left"), _batch(_sentences([9], seed=1), "right")
@@ -291,6 +307,10 @@ def test_options_without_meaning_are_refused(option: str) -> None:
         ({"decoder_embed_dim": 16}, "--decoder-embed-dim is 16 and --encoder-embed-dim 32"),
         ({"share_all_embeddings": True, "decoder_output_dim": 16}, "--decoder-output-dim is 16"),
         ({"word_dropout": 1.5}, "--word-dropout is 1.5"),
+        ({"decoder_layerdrop": 1.5}, "--decoder-layerdrop is 1.5"),
+        ({"decoder_layers": 0}, "--decoder-layers is 0"),
+        ({"decoder_input_dim": 8}, "--decoder-input-dim is 8"),
+        ({"quant_noise_pq": 0.1, "quant_noise_pq_block_size": 7}, "--quant-noise-pq-block-size is 7"),
     ],
 )
 def test_bad_options(options: Dict[str, Any], message: str) -> None:

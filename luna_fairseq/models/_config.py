@@ -122,6 +122,15 @@ def check_config(cfg: Any) -> None:
         raise ValueError(f"--projection-length is {cfg.projection_length}: it must be at least 1")
     for side in ("encoder", "decoder"):
         width = getattr(cfg, f"{side}_embed_dim")
+        layers = getattr(cfg, f"{side}_layers")
+        if layers < 1:
+            raise ValueError(f"{_flag(side + '_layers')} is {layers}: it must be at least 1")
+        sizes = (width, getattr(cfg, f"{side}_ffn_embed_dim"))
+        if cfg.quant_noise_pq > 0 and any(size % cfg.quant_noise_pq_block_size for size in sizes):
+            raise ValueError(
+                f"--quant-noise-pq-block-size is {cfg.quant_noise_pq_block_size}: it must divide the {side}'s widths "
+                f"{sizes[0]} and {sizes[1]}"
+            )
         for name in (f"{side}_attention_heads", f"{side}_projected_attention_heads"):
             heads = getattr(cfg, name)
             if heads < 1 or width % heads != 0:
@@ -133,13 +142,20 @@ def check_config(cfg: Any) -> None:
             f"--decoder-embed-dim is {cfg.decoder_embed_dim} and --encoder-embed-dim {cfg.encoder_embed_dim}: "
             "make them equal, since the decoder goes on with the encoder's packed sequence"
         )
+    if cfg.decoder_input_dim != cfg.decoder_embed_dim:
+        raise ValueError(
+            f"--decoder-input-dim is {cfg.decoder_input_dim}: fairseq's translation models embed at "
+            f"--decoder-embed-dim {cfg.decoder_embed_dim}; leave it out"
+        )
     shared = cfg.share_all_embeddings or cfg.share_decoder_input_output_embed or cfg.merge_src_tgt_embed
     if shared and cfg.decoder_output_dim != cfg.decoder_embed_dim:
         raise ValueError(
             f"--decoder-output-dim is {cfg.decoder_output_dim}: with shared embeddings it must equal "
             f"--decoder-embed-dim {cfg.decoder_embed_dim}"
         )
-    for name in ("dropout", "attention_dropout", "activation_dropout", "word_dropout"):
+    for name in (
+        "dropout attention_dropout activation_dropout word_dropout encoder_layerdrop decoder_layerdrop"
+    ).split():
         if not 0.0 <= getattr(cfg, name) <= 1.0:
             raise ValueError(f"{_flag(name)} is {getattr(cfg, name)}: a probability lies between 0 and 1")
 

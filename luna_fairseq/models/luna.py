@@ -13,6 +13,7 @@ from fairseq.models.transformer import (
 )
 from fairseq.modules import LayerNorm
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.utils import make_positions
 from torch import Tensor, nn
 
 from luna_fairseq import ops
@@ -165,10 +166,22 @@ class LunaDecoder(TransformerDecoderBase):
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(tokens)[:, -new:]
+            x = x + self._positions(tokens, new)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
+
+    def _positions(self, tokens: Tensor, new: int) -> Tensor:
+        """The position embeddings of the last ``new`` tokens, without making those of the others."""
+        embed = self.embed_positions
+        if new == tokens.size(1):
+            return embed(tokens)
+        index = make_positions(tokens, self.padding_idx)[:, -new:]
+        if isinstance(embed, nn.Embedding):
+            return nn.functional.embedding(index, embed.weight)
+        if embed.weights.size(0) < self.padding_idx + 1 + tokens.size(1):
+            embed(tokens[:1])  # grows the table
+        return embed.weights[index]
 
     def extract_features_scriptable(
         self,

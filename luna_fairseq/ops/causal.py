@@ -114,8 +114,9 @@ class _CausalProducts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         query, key, value = ctx.saved_tensors
         outs = (_empty_like_heads(query), _empty_like_heads(key), _empty_like_heads(value))
-        for q, k, v, g, dq, dk, dv in _by_head(query, key, value, grad, *outs):
-            _products_backward(q, k, v, g, (dq, dk, dv))
+        with torch.autocast(device_type=query.device.type, enabled=False):
+            for q, k, v, g, dq, dk, dv in _by_head(query, key, value, grad, *outs):
+                _products_backward(q, k, v, g, (dq, dk, dv))
         return outs
 
 
@@ -152,8 +153,10 @@ def causal_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _continue_products(query: Tensor, key: Tensor, value: Tensor, start: Tensor) -> Tuple[Tensor, Tensor]:
     """:func:`causal_products` after earlier positions whose ``k^T v`` is ``start``; also returns the new sum."""
-    out = query @ start + causal_products(query, key, value)
-    return out, start + key.mT @ value
+    total = start + key.mT @ value
+    if query.size(2) == 1:  # one step of decoding
+        return query @ total, total
+    return query @ start + causal_products(query, key, value), total
 
 
 def causal_luna_attention(

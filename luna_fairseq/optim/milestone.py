@@ -50,7 +50,9 @@ class MilestoneSchedule(FairseqLRScheduler):
     @classmethod
     def add_args(cls, parser: Any) -> None:
         # As published, "--milestones 300000 450000"; fairseq would make it one comma-separated value.
-        parser.add_argument("--milestones", type=int, nargs="+", metavar="N", help="updates at which to decay")
+        parser.add_argument(
+            "--milestones", type=int, nargs="+", default=[], metavar="N", help="updates at which to decay"
+        )
         gen_parser_from_dataclass(parser, MilestoneScheduleConfig())
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:

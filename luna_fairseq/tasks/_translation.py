@@ -48,19 +48,28 @@ class CheckedTranslationTask(TranslationTask):
         _check_data_folder(cfg)
         return super().setup_task(cfg, **kwargs)
 
+    _model_source_positions: Optional[int] = None
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        model = super().build_model(cfg, from_checkpoint)
+        # What the model was trained for, which need not be what the command line says now.
+        limits = [limit for limit in (self._model_source_positions, model.max_positions()[0]) if limit is not None]
+        self._model_source_positions = min(limits)
+        return model
+
     def build_dataset_for_inference(
         self, src_tokens: List[Tensor], src_lengths: List[int], constraints: Optional[Any] = None
     ) -> LanguagePairDataset:
         """What ``fairseq-interactive`` and ``translate`` read.
 
-        A line longer than ``--max-source-positions`` is cut, with a warning, where fairseq would end the
-        whole session.
+        A line longer than ``--max-source-positions``, of the command or of the model, is cut, with a warning,
+        where fairseq would end the whole session.
         """
-        limit = self.cfg.max_source_positions
+        limit = min(self.cfg.max_source_positions, self._model_source_positions or self.cfg.max_source_positions)
         for i, tokens in enumerate(src_tokens):
             if tokens.numel() > limit:
                 logger.warning(
-                    "an input of %d symbols was cut to %d: raise --max-source-positions to translate all of it",
+                    "an input of %d symbols was cut to %d: it is all that the model or --max-source-positions allows",
                     tokens.numel(),
                     limit,
                 )

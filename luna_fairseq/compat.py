@@ -11,6 +11,7 @@ import collections
 import contextlib
 import errno
 import functools
+import logging
 import os
 import pickle
 import queue
@@ -57,6 +58,9 @@ def prepare() -> None:
 def _quieten_noise() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    # A task that has nothing to do with us asks for tensorboardX, and a model sets the root logger to DEBUG.
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+    logging.getLogger("hydra").setLevel(logging.INFO)
 
 
 def _allow_checkpoint_classes() -> None:

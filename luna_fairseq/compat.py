@@ -1,6 +1,7 @@
 """fairseq 0.12.3 on today's torch and Python: the one place that knows what does not fit.
 
-Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.6 to 2.13, hydra-core 1.3, Python 3.11 and 3.12.
+Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.13, hydra-core 1.3 and Python 3.11; weights-only
+loading is torch's default since 2.6.
 Public hooks are used wherever there is one; the replacements of fairseq's own parts are in
 :func:`_explain_errors`, :func:`_keep_the_last_batch` and :func:`_repair_replace_unk`, with the reasons.
 """
@@ -207,7 +208,7 @@ def _stop_background_consumers() -> None:
 
     A run that stops in the middle of an epoch (``--max-update``, ``--max-valid-steps``) leaves a daemon
     thread collating batches; torch then aborts the finished run with "terminate called without an active
-    exception" and exit code 134, about one time in four.
+    exception" and exit code 134, now and then.
     """
     from fairseq.data.iterators import BackgroundConsumer
 

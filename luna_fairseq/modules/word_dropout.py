@@ -16,7 +16,7 @@ class WordDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        # FairseqDropout also checks that p is a probability and honours --retain-dropout.
+        # FairseqDropout honours --retain-dropout.
         self.dropout_module = FairseqDropout(p, module_name=self.__class__.__name__)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,6 @@ from luna_fairseq._version import __version__
 compat.prepare()
 
 from luna_fairseq import optim  # noqa: E402
-from luna_fairseq.models import luna  # noqa: E402
+from luna_fairseq.models import luna, luna_bert  # noqa: E402
 
-__all__ = ["__version__", "luna", "optim"]
+__all__ = ["__version__", "luna", "luna_bert", "optim"]

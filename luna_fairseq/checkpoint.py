@@ -9,9 +9,10 @@ from typing import Any, Dict, List, Optional, Tuple
 
 # (published, ours), matched anywhere in a name at a dot; ours None = holds nothing, dropped.
 PUBLISHED_NAMES: List[Tuple[str, Optional[str]]] = [
-    ("encoder.projected_embeddings", "encoder.packed_input.embeddings"),
-    ("encoder.projected_positions", None),
-    ("encoder.layernorm_porjected_embedding", "encoder.packed_input.layer_norm"),
+    ("projected_embeddings", "packed_input.embeddings"),
+    ("projected_positions", None),
+    ("layernorm_porjected_embedding", "packed_input.layer_norm"),
+    ("proj_emb_layer_norm", "packed_input.layer_norm"),
     ("encoder.proj_layer_norm", "encoder.packed_layer_norm"),
     ("self_atten_proj_layer_norm", "packed_attn_layer_norm"),
     ("encoder_atten_proj_layer_norm", "packed_attn_layer_norm"),
@@ -35,3 +36,47 @@ def translate_published_names(state_dict: Dict[str, Any]) -> None:
                 if ours is not None:
                     state_dict[pattern.sub(rf"\g<1>{ours}\g<2>", name)] = value
                 break
+
+
+class CheckpointMismatch(RuntimeError):
+    """A checkpoint holds another model than the options describe."""
+
+
+def check_shapes(state_dict: Dict[str, Any], own: Dict[str, Any], options: Dict[Tuple[str, int], str]) -> None:
+    """Compare sizes that follow from options, to name the option instead of a tensor.
+
+    Args:
+        state_dict: of the checkpoint.
+        own: of the model.
+        options: (parameter name, dimension) -> the option that decides its size.
+
+    Raises:
+        CheckpointMismatch: with the option and both sizes.
+    """
+    for (name, dim), option in options.items():
+        if name in state_dict and name in own and state_dict[name].size(dim) != own[name].size(dim):
+            raise CheckpointMismatch(
+                f"{option} is {own[name].size(dim)} here and {state_dict[name].size(dim)} in the checkpoint: make "
+                "them equal, or choose the checkpoint that belongs to it"
+            )
+
+
+def check_optimizer(optimizer: Any, filename: str) -> None:
+    """Compare the shapes of an optimizer's state with its parameters.
+
+    Args:
+        optimizer: a FairseqOptimizer that has just loaded its state, or None.
+        filename: the checkpoint, for the sentence.
+
+    Raises:
+        CheckpointMismatch: if a running average has another shape than its parameter.
+    """
+    state = getattr(getattr(optimizer, "optimizer", None), "state", {})
+    for parameter, values in state.items():
+        for name in ("exp_avg", "exp_avg_grad"):
+            if name in values and values[name].shape != parameter.shape:
+                raise CheckpointMismatch(
+                    f"{filename} holds the optimizer of a model with other sizes ({tuple(values[name].shape)} where "
+                    f"this one has {tuple(parameter.shape)}; another --num-classes?): add --reset-optimizer to start "
+                    "from its weights alone, or name another --save-dir"
+                )

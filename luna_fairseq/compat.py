@@ -3,7 +3,8 @@
 Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.13, hydra-core 1.3 and Python 3.11; weights-only
 loading is torch's default since 2.6.
 Public hooks are used wherever there is one; the replacements of fairseq's own parts are in
-:func:`_explain_errors`, :func:`_keep_the_last_batch` and :func:`_repair_replace_unk`, with the reasons.
+:func:`_explain_errors`, :func:`_check_data_and_sizes`, :func:`_keep_the_last_batch` and the ``_repair_`` functions,
+with the reasons.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import queue
 import re
 import threading
 import time
+import types
 import typing
 import warnings
 import zipfile
@@ -51,8 +53,10 @@ def prepare() -> None:
     _quieten_noise()
     _allow_checkpoint_classes()
     _explain_errors()
+    _check_data_and_sizes()
     _keep_the_last_batch()
     _repair_replace_unk()
+    _repair_break_mode_eos()
     atexit.register(_stop_background_consumers)
 
 
@@ -106,11 +110,14 @@ def _explain_errors() -> None:
 
     * ``checkpoint_utils.load_checkpoint_to_cpu``, which every command uses, is wrapped: a file that is cut
       short or damaged is named.
-    * The task registered as ``translation`` becomes ours, which checks the data folder first.
+    * The tasks ``translation``, ``masked_lm``, ``sentence_prediction`` and ``sentence_ranking`` become ours,
+      which check their data first.
     """
     from fairseq import checkpoint_utils
     from fairseq.tasks import TASK_REGISTRY
 
+    from luna_fairseq.tasks._masked_lm import CheckedMaskedLMTask
+    from luna_fairseq.tasks._sentences import CheckedSentencePredictionTask, CheckedSentenceRankingTask
     from luna_fairseq.tasks._translation import CheckedTranslationTask
 
     load = checkpoint_utils.load_checkpoint_to_cpu
@@ -138,7 +145,49 @@ def _explain_errors() -> None:
             raise
 
     checkpoint_utils.load_checkpoint_to_cpu = load_or_explain
-    TASK_REGISTRY["translation"] = CheckedTranslationTask
+    TASK_REGISTRY.update(
+        translation=CheckedTranslationTask,
+        masked_lm=CheckedMaskedLMTask,
+        sentence_prediction=CheckedSentencePredictionTask,
+        sentence_ranking=CheckedSentenceRankingTask,
+    )
+
+
+def _check_data_and_sizes() -> None:
+    """Stop at half-written data and at state that belongs to another model; there is no hook for any of it.
+
+    * ``data_utils.load_indexed_dataset``: fairseq finds out only when training comes to the missing part.
+    * ``Trainer.load_checkpoint``: fairseq says "please ensure that the architectures match" whatever is
+      wrong, and takes an optimizer state of other shapes, with which the first update fails.
+    """
+    from fairseq.data import data_utils
+    from fairseq.trainer import Trainer
+
+    from luna_fairseq.checkpoint import CheckpointMismatch, check_optimizer
+    from luna_fairseq.tasks._checks import check_complete
+
+    load_dataset = data_utils.load_indexed_dataset
+    load_checkpoint = Trainer.load_checkpoint
+
+    @functools.wraps(load_dataset)
+    def load_complete(path: str, *args: Any, **kwargs: Any) -> Any:
+        dataset = load_dataset(path, *args, **kwargs)
+        check_complete(path, dataset)
+        return dataset
+
+    @functools.wraps(load_checkpoint)
+    def load_matching(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            extra_state = load_checkpoint(self, filename, *args, **kwargs)
+        except Exception as error:
+            if isinstance(error.__context__, CheckpointMismatch):
+                raise error.__context__ from None
+            raise
+        check_optimizer(self._optimizer, filename)
+        return extra_state
+
+    data_utils.load_indexed_dataset = load_complete
+    Trainer.load_checkpoint = load_matching
 
 
 def _keep_the_last_batch() -> None:
@@ -201,6 +250,15 @@ def _repair_replace_unk() -> None:
         return replace(hypo_str, src_str, sources, align_dict, unk)
 
     utils.replace_unk = replace_aligned
+
+
+def _repair_break_mode_eos() -> None:
+    """Make ``--sample-break-mode eos`` work: fairseq 0.12.3 takes a type from ``numpy.compat``, which is gone."""
+    from fairseq.data import token_block_dataset
+
+    numpy = types.SimpleNamespace(**vars(np))
+    numpy.compat = types.SimpleNamespace(long=np.int64)
+    token_block_dataset.np = numpy
 
 
 def _stop_background_consumers() -> None:

@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from luna_fairseq.models.luna import LunaConfig, LunaModel
+from luna_fairseq.models.luna_bert import LunaBertConfig, LunaBertModel
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -98,5 +99,36 @@ def golden_model(golden: Dict[str, Any]) -> LunaModel:
     args = vars(Namespace(**meta["args"]))
     known = {k: v for k, v in args.items() if k in LunaConfig.__dataclass_fields__ and not k.startswith("_")}
     model = LunaModel.build_model(make_config(**known), make_task(src, tgt))
+    model.load_state_dict(dict(golden["state_dict"]), strict=True)
+    return model.eval()
+
+
+def make_bert_config(**changes: Any) -> LunaBertConfig:
+    """A tiny masked-LM model's config."""
+    options: Dict[str, Any] = dict(
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=64,
+        encoder_layers=2,
+        encoder_attention_heads=4,
+        projection_length=8,
+        max_positions=64,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+    return LunaBertConfig(**{**options, **changes})
+
+
+def make_bert(seed: int = 1, words: int = 46, **changes: Any) -> LunaBertModel:
+    torch.manual_seed(seed)
+    return LunaBertModel.build_model(make_bert_config(**changes), make_task(make_dictionary(words)))
+
+
+def golden_bert(golden: Dict[str, Any]) -> LunaBertModel:
+    """The model of a golden file with its heads, and its weights loaded strictly."""
+    meta = golden["meta"]
+    known = {k: v for k, v in meta["args"].items() if k in LunaBertConfig.__dataclass_fields__}
+    model = make_bert(words=len(meta["dict_symbols"]) - 4, **known)
+    for name in meta["heads"]:
+        model.register_classification_head(name, meta["num_classes"], meta["inner_dim"])
     model.load_state_dict(dict(golden["state_dict"]), strict=True)
     return model.eval()

@@ -3,7 +3,7 @@
 import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, Optional, Tuple, Type
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Type
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
@@ -35,6 +35,15 @@ _CHANGED: Dict[str, Tuple[Any, Any]] = {
 }
 
 
+# What an encoder without a decoder reads; the rest of its options are Luna's or fixed.
+_ENCODER_FIELDS = (
+    "encoder_embed_dim encoder_ffn_embed_dim encoder_layers encoder_attention_heads encoder_normalize_before "
+    "encoder_layerdrop encoder_layers_to_keep activation_fn dropout attention_dropout activation_dropout "
+    "checkpoint_activations offload_activations min_params_to_wrap quant_noise_pq quant_noise_pq_block_size "
+    "quant_noise_scalar"
+).split()
+
+
 def _flat_fields() -> Iterator[Tuple[str, Any, Any]]:
     """The fields of fairseq's TransformerConfig under their command-line names."""
     for outer in dataclasses.fields(TransformerConfig):
@@ -48,19 +57,32 @@ def _flat_fields() -> Iterator[Tuple[str, Any, Any]]:
             yield name, annotation, field(default=default, metadata=dict(inner.metadata))
 
 
+def _flat_dataclass(name: str, fields: Iterable[Tuple[str, Any, Any]]) -> Any:
+    return dataclasses.make_dataclass(name, fields, bases=(FairseqDataclass,), namespace={"__module__": __name__})
+
+
 # fairseq's own config is nested, and a nested one cannot be given on the fairseq-train command line by a
 # plugin. This is the same set of options, flat.
-_FlatTransformerConfig: Any = dataclasses.make_dataclass(
-    "_FlatTransformerConfig", _flat_fields(), bases=(FairseqDataclass,), namespace={"__module__": __name__}
-)
+_FlatTransformerConfig: Any = _flat_dataclass("_FlatTransformerConfig", _flat_fields())
+
+
+def flat_encoder_config(**defaults: Any) -> Any:
+    """A dataclass with fairseq's options of an encoder without a decoder, flat.
+
+    Args:
+        defaults: option -> default, where it is not fairseq's.
+    """
+    kept = []
+    for name, annotation, option in _flat_fields():
+        if name in _ENCODER_FIELDS:
+            default = defaults.get(name, option.default)
+            kept.append((name, annotation, field(default=default, metadata=dict(option.metadata))))
+    return _flat_dataclass("FlatEncoderConfig", kept)
 
 
 @dataclass
-class LunaConfig(_FlatTransformerConfig):
-    """Every option of fairseq's transformer, flat, and Luna's own (published names and defaults).
-
-    The defaults are those of ``luna_base``: the sizes of Transformer-base, projection length 32, tied kv.
-    """
+class LunaOptions(FairseqDataclass):
+    """What every Luna model has beyond fairseq's options (published names)."""
 
     projection_length: int = field(
         default=32, metadata={"help": "length l of the packed sequence P (projection length), at least 1"}
@@ -73,6 +95,15 @@ class LunaConfig(_FlatTransformerConfig):
         default=False,
         metadata={"help": "separate key and value matrices in pack and unpack (default: one for both)"},
     )
+
+
+@dataclass
+class LunaConfig(LunaOptions, _FlatTransformerConfig):
+    """Every option of fairseq's transformer, flat, and Luna's own (published names and defaults).
+
+    The defaults are those of ``luna_base``: the sizes of Transformer-base, projection length 32, tied kv.
+    """
+
     encoder_projected_attention_heads: int = field(
         default=II("model.encoder_attention_heads"),
         metadata={"help": "heads of the pack step in the encoder (default: its attention heads)"},
@@ -118,25 +149,8 @@ def check_config(cfg: Any) -> None:
     for name, reason in REFUSED.items():
         if getattr(cfg, name, None):
             raise ValueError(f"{_flag(name)} is not available for Luna: {reason}; leave it out")
-    if cfg.projection_length < 1:
-        raise ValueError(f"--projection-length is {cfg.projection_length}: it must be at least 1")
-    for side in ("encoder", "decoder"):
-        width = getattr(cfg, f"{side}_embed_dim")
-        layers = getattr(cfg, f"{side}_layers")
-        if layers < 1:
-            raise ValueError(f"{_flag(side + '_layers')} is {layers}: it must be at least 1")
-        sizes = (width, getattr(cfg, f"{side}_ffn_embed_dim"))
-        if cfg.quant_noise_pq > 0 and any(size % cfg.quant_noise_pq_block_size for size in sizes):
-            raise ValueError(
-                f"--quant-noise-pq-block-size is {cfg.quant_noise_pq_block_size}: it must divide the {side}'s widths "
-                f"{sizes[0]} and {sizes[1]}"
-            )
-        for name in (f"{side}_attention_heads", f"{side}_projected_attention_heads"):
-            heads = getattr(cfg, name)
-            if heads < 1 or width % heads != 0:
-                raise ValueError(
-                    f"{_flag(name)} is {heads}: it must be at least 1 and divide {_flag(side + '_embed_dim')} {width}"
-                )
+    check_stack(cfg, "encoder")
+    check_stack(cfg, "decoder")
     if cfg.decoder_embed_dim != cfg.encoder_embed_dim:
         raise ValueError(
             f"--decoder-embed-dim is {cfg.decoder_embed_dim} and --encoder-embed-dim {cfg.encoder_embed_dim}: "
@@ -153,9 +167,43 @@ def check_config(cfg: Any) -> None:
             f"--decoder-output-dim is {cfg.decoder_output_dim}: with shared embeddings it must equal "
             f"--decoder-embed-dim {cfg.decoder_embed_dim}"
         )
-    for name in (
-        "dropout attention_dropout activation_dropout word_dropout encoder_layerdrop decoder_layerdrop"
-    ).split():
+    check_probabilities(cfg, "word_dropout")
+
+
+def check_stack(cfg: Any, side: str) -> None:
+    """Refuse sizes that do not fit together, in the ``encoder`` or the ``decoder``.
+
+    Raises:
+        ValueError: with the option, its value, and what to change.
+    """
+    if cfg.projection_length < 1:
+        raise ValueError(f"--projection-length is {cfg.projection_length}: it must be at least 1")
+    width = getattr(cfg, f"{side}_embed_dim")
+    layers = getattr(cfg, f"{side}_layers")
+    if layers < 1:
+        raise ValueError(f"{_flag(side + '_layers')} is {layers}: it must be at least 1")
+    sizes = (width, getattr(cfg, f"{side}_ffn_embed_dim"))
+    if cfg.quant_noise_pq > 0 and any(size % cfg.quant_noise_pq_block_size for size in sizes):
+        raise ValueError(
+            f"--quant-noise-pq-block-size is {cfg.quant_noise_pq_block_size}: it must divide the {side}'s widths "
+            f"{sizes[0]} and {sizes[1]}"
+        )
+    for name in (f"{side}_attention_heads", f"{side}_projected_attention_heads"):
+        heads = getattr(cfg, name, None)
+        if heads is not None and (heads < 1 or width % heads != 0):
+            raise ValueError(
+                f"{_flag(name)} is {heads}: it must be at least 1 and divide {_flag(side + '_embed_dim')} {width}"
+            )
+    check_probabilities(cfg, "dropout", "attention_dropout", "activation_dropout", f"{side}_layerdrop")
+
+
+def check_probabilities(cfg: Any, *names: str) -> None:
+    """Refuse what is no probability.
+
+    Raises:
+        ValueError: with the option and its value.
+    """
+    for name in names:
         if not 0.0 <= getattr(cfg, name) <= 1.0:
             raise ValueError(f"{_flag(name)} is {getattr(cfg, name)}: a probability lies between 0 and 1")
 
@@ -170,12 +218,17 @@ def nested_config(cfg: Any) -> TransformerConfig:
     """
     if isinstance(cfg, TransformerConfig):
         return cfg
+    return TransformerConfig.from_namespace(namespace(cfg))
+
+
+def namespace(cfg: Any) -> Namespace:
+    """A flat config as a plain Namespace of its own, every ``${...}`` filled in."""
     if OmegaConf.is_config(cfg):
         options: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-        cfg = Namespace(**options)
-    elif isinstance(cfg, LunaConfig):
-        cfg = Namespace(**dataclasses.asdict(cfg))
-    return TransformerConfig.from_namespace(cfg)
+        return Namespace(**options)
+    if isinstance(cfg, FairseqDataclass):
+        return Namespace(**dataclasses.asdict(cfg))
+    return Namespace(**vars(cfg))
 
 
 def register_architectures(model: Type[BaseFairseqModel], configs: Dict[str, type]) -> None:

@@ -58,6 +58,10 @@ class LunaEncoder(TransformerEncoderBase):
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         return _wrap_layer(LunaEncoderLayer(cfg), cfg)
 
+    def last_packed_norm(self) -> nn.Module:
+        """The norm that P passes last; it matters only to what reads P after the last layer."""
+        return self.layers[-1].packed_attn_layer_norm if self.packed_layer_norm is None else self.packed_layer_norm
+
     def forward_embedding(
         self, src_tokens: Tensor, token_embedding: Optional[Tensor] = None
     ) -> Tuple[Tensor, Tensor]:

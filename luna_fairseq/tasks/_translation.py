@@ -1,7 +1,6 @@
 """fairseq's translation task, with its data folder checked and over-long interactive input cut."""
 
 import logging
-import os
 from typing import Any, List, Optional
 
 import torch
@@ -9,6 +8,8 @@ from fairseq import utils
 from fairseq.data import LanguagePairDataset, data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
+
+from luna_fairseq.tasks._checks import check_dictionary, check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +20,8 @@ def _check_data_folder(cfg: TranslationConfig) -> None:
     Raises:
         FileNotFoundError: the folder, its language pair or a dictionary is missing.
     """
-    if not cfg.data:
-        raise FileNotFoundError("no data folder given: name one that fairseq-preprocess has written")
-    folder = utils.split_paths(cfg.data)[0]
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"data folder {folder} does not exist: name one that fairseq-preprocess has written")
+    folder = utils.split_paths(cfg.data)[0] if cfg.data else ""
+    check_folder(folder)
     source, target = cfg.source_lang, cfg.target_lang
     if source is None or target is None:
         source, target = data_utils.infer_language_pair(folder)
@@ -33,11 +31,7 @@ def _check_data_folder(cfg: TranslationConfig) -> None:
             "name a folder that fairseq-preprocess has written, or give --source-lang and --target-lang"
         )
     for lang in (source, target):
-        path = os.path.join(folder, f"dict.{lang}.txt")
-        if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"dictionary {path} does not exist: run fairseq-preprocess, or correct the languages"
-            )
+        check_dictionary(folder, f"dict.{lang}.txt", remedy="run fairseq-preprocess, or correct the languages")
 
 
 class CheckedTranslationTask(TranslationTask):

@@ -1,0 +1,167 @@
+"""The Python interface to a trained masked-LM model: fairseq's RoBERTa interface, and the packed sequence."""
+
+import os
+from typing import Any, Dict, List, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from fairseq import utils
+from fairseq.data.data_utils import collate_tokens
+from fairseq.models.roberta import RobertaHubInterface
+from torch import Tensor
+
+# A sentence, a pair of sentences, or symbols that were encoded before.
+Text = Union[str, Tuple[str, ...], Tensor]
+
+
+def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
+    """Which segmentation belongs to a model: what ``options`` say, else what lies beside its dictionary.
+
+    Args:
+        folder: where ``dict.txt`` is; may hold ``sentencepiece.model`` (or ``sentencepiece.bpe.model``), or
+            ``encoder.json`` and ``vocab.bpe`` of the GPT-2 BPE.
+        options: of ``from_pretrained``; not changed.
+
+    Returns:
+        the options, completed. Without anything to go by it is the GPT-2 BPE, whose files fairseq downloads.
+    """
+    options = dict(options)
+    for name in ("sentencepiece.model", "sentencepiece.bpe.model"):
+        path = os.path.join(folder, name)
+        if options.get("bpe") in (None, "sentencepiece") and os.path.isfile(path):
+            options["bpe"] = "sentencepiece"
+            options.setdefault("sentencepiece_model", path)
+    if options.get("bpe") in (None, "gpt2"):
+        options["bpe"] = "gpt2"
+        for option, name in (("gpt2_encoder_json", "encoder.json"), ("gpt2_vocab_bpe", "vocab.bpe")):
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                options.setdefault(option, path)
+    return options
+
+
+class LunaHubInterface(RobertaHubInterface):
+    """What ``LunaBertModel.from_pretrained`` returns.
+
+    ``encode``, ``decode`` and ``device`` are fairseq's. Wherever tokens are asked for, a sentence, a tuple of
+    sentences, encoded symbols ``[N]`` or ``[B, N]``, or a list of any of these will do; a list is padded to
+    one batch. The model is in evaluation mode, as fairseq loads it.
+    """
+
+    def batch(self, inputs: Union[Text, Sequence[Text]]) -> Tensor:
+        """Symbols ``[B, N]`` int64, padded on the right."""
+        if isinstance(inputs, Tensor):
+            return inputs if inputs.dim() == 2 else inputs.unsqueeze(0)
+        if isinstance(inputs, (str, tuple)):
+            inputs = [inputs]
+        rows: List[Tensor] = []
+        for item in inputs:
+            if isinstance(item, Tensor):
+                rows.append(item.cpu())
+            else:
+                rows.append(self.encode(*([item] if isinstance(item, str) else item)))
+        return collate_tokens(rows, self.task.source_dictionary.pad())
+
+    def extract_features(
+        self,
+        tokens: Union[Text, Sequence[Text]],
+        return_all_hiddens: bool = False,
+        return_packed: bool = False,
+    ) -> Any:
+        """States of the last layer.
+
+        Args:
+            tokens: see the class.
+            return_all_hiddens: return a list, the input of the first layer and the output of each.
+            return_packed: also return P after the last layer.
+
+        Returns:
+            ``[B, N, D]`` (or the list of such); with ``return_packed`` a pair of that and ``[B, L, D]``, where
+            L is the projection length or, if that is shorter, N.
+
+        Raises:
+            ValueError: for more symbols than the model has positions.
+        """
+        tokens = self.batch(tokens)
+        if not return_packed:
+            return super().extract_features(tokens, return_all_hiddens)
+        self._check_length(tokens)
+        x, extra = self.model(tokens.to(self.device), features_only=True, return_all_hiddens=return_all_hiddens)
+        if return_all_hiddens:
+            x = [state.transpose(0, 1) for state in extra["inner_states"]]
+        return x, extra["packed_features"]
+
+    def _check_length(self, tokens: Tensor) -> None:
+        if tokens.size(-1) > self.model.max_positions():
+            raise ValueError(
+                f"an input has {tokens.size(-1)} symbols and the model {self.model.max_positions()} positions: "
+                "shorten it"
+            )
+
+    def predict(self, head: str, tokens: Union[Text, Sequence[Text]], return_logits: bool = False) -> Tensor:
+        """Log-probabilities of the classes.
+
+        Args:
+            head: name of a classification head.
+            tokens: see the class.
+            return_logits: return the scores before the softmax, or the values of a regression.
+
+        Returns:
+            ``[B, num_classes]``.
+
+        Raises:
+            ValueError: if the model has no such head, or for more symbols than it has positions.
+        """
+        tokens = self.batch(tokens)
+        self._check_length(tokens)
+        logits, _ = self.model(tokens.to(self.device), classification_head_name=head)
+        return logits if return_logits else F.log_softmax(logits, dim=-1)
+
+    def fill_mask(
+        self, masked_input: Union[str, Sequence[str]], topk: int = 5
+    ) -> Union[List[Tuple[str, float, str]], List[List[Tuple[str, float, str]]]]:
+        """The most probable pieces in the place of ``<mask>``.
+
+        Args:
+            masked_input: a text with ``<mask>`` in it once, or a list of such.
+            topk: how many guesses to return, best first.
+
+        Returns:
+            ``(the text filled in, probability, the piece)`` for each guess; a list of such lists for a list.
+            Control symbols are no guesses; the probabilities are over the whole dictionary.
+
+        Raises:
+            ValueError: if ``<mask>`` is missing or there twice, or for more symbols than the model has
+                positions.
+        """
+        texts = [masked_input] if isinstance(masked_input, str) else list(masked_input)
+        dictionary = self.task.source_dictionary
+        rows = []
+        for text in texts:
+            if text.count("<mask>") != 1:
+                raise ValueError(f"{text!r} holds <mask> {text.count('<mask>')} times: give it exactly once")
+            pieces = " <mask> ".join(self.bpe.encode(part.rstrip()) for part in text.split("<mask>"))
+            line = f"<s> {pieces} </s>"
+            rows.append(dictionary.encode_line(line, append_eos=False, add_if_not_exist=False).long())
+        tokens = self.batch(rows)
+        self._check_length(tokens)
+        tokens = tokens.to(self.device)
+
+        with torch.no_grad(), utils.model_eval(self.model):
+            logits, _ = self.model(tokens, masked_tokens=tokens.eq(self.task.mask_idx))
+        probabilities = logits.float().softmax(dim=-1)
+        control = [*range(dictionary.nspecial), self.task.mask_idx]
+        values, indices = probabilities.index_fill(1, logits.new_tensor(control).long(), 0.0).topk(topk)
+
+        results = []
+        for text, row_values, row_indices in zip(texts, values.tolist(), indices.tolist(), strict=True):
+            guesses = []
+            for value, index in zip(row_values, row_indices, strict=True):
+                symbol = dictionary[index]
+                piece = self.bpe.decode(symbol)
+                if symbol.startswith("\u2581"):  # SentencePiece's sign for a space, lost at the start of a text
+                    piece = f" {piece}"
+                place = " <mask>" if " <mask>" in text and piece.startswith(" ") else "<mask>"
+                guesses.append((text.replace(place, piece), value, piece))
+            results.append(guesses)
+        return results[0] if isinstance(masked_input, str) else results

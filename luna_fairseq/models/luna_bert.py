@@ -1,0 +1,350 @@
+"""The Luna masked-LM model: ``--arch luna_bert`` and its six sizes (paper, section 4.3)."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple
+
+from fairseq import hub_utils, utils
+from fairseq.dataclass import ChoiceEnum
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from torch import Tensor, nn
+
+from luna_fairseq.checkpoint import check_shapes, translate_published_names
+from luna_fairseq.models._config import (
+    LunaOptions,
+    check_probabilities,
+    check_stack,
+    flat_encoder_config,
+    namespace,
+    nested_config,
+    register_architectures,
+)
+from luna_fairseq.models._hub import LunaHubInterface, find_pieces
+from luna_fairseq.models.luna import LunaEncoder
+from luna_fairseq.modules.heads import HEADS, FirstTokenHead
+
+_INIT_STD = 0.02
+
+
+_EncoderOptions: Any = flat_encoder_config(
+    encoder_embed_dim=768,
+    encoder_ffn_embed_dim=3072,
+    encoder_layers=12,
+    encoder_attention_heads=12,
+    activation_fn="gelu",
+    dropout=0.1,
+    attention_dropout=0.1,
+)
+
+
+@dataclass
+class LunaBertConfig(LunaOptions, _EncoderOptions):
+    """Options of the masked-LM model; the defaults are those of ``luna_base_512``, the size of RoBERTa-base."""
+
+    projection_length: int = field(
+        default=128, metadata={"help": "length l of the packed sequence P (projection length), at least 1"}
+    )
+    pooler_activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = field(  # type: ignore[valid-type]
+        default="tanh", metadata={"help": "activation function of the classification heads"}
+    )
+    pooler_dropout: float = field(default=0.0, metadata={"help": "dropout probability in the classification heads"})
+    max_positions: int = field(default=512, metadata={"help": "number of positional embeddings to learn"})
+    untie_weights_luna: bool = field(
+        default=False, metadata={"help": "an output matrix of its own (default: the token embeddings)"}
+    )
+    load_checkpoint_heads: bool = field(
+        default=False, metadata={"help": "register and load the classification heads that a checkpoint holds"}
+    )
+    spectral_norm_classification_head: bool = field(
+        default=False, metadata={"help": "apply spectral normalization on the classification head"}
+    )
+
+
+@dataclass
+class LunaBertUntiedConfig(LunaBertConfig):
+    """``luna_base_untied_512``: separate key and value matrices."""
+
+    untie_luna_kv: bool = True
+
+
+@dataclass
+class LunaBert2048Config(LunaBertConfig):
+    """``luna_base_2048``: 2,048 positions and projection length 256."""
+
+    projection_length: int = 256
+    max_positions: int = 2048
+
+
+@dataclass
+class LunaBertLargeConfig(LunaBertConfig):
+    """``luna_large_512``: the size of RoBERTa-large."""
+
+    encoder_embed_dim: int = 1024
+    encoder_ffn_embed_dim: int = 4096
+    encoder_layers: int = 24
+    encoder_attention_heads: int = 16
+
+
+@dataclass
+class LunaBertLarge2048Config(LunaBertLargeConfig):
+    """``luna_large_2048``: the same with 2,048 positions (the published one forgets them) and l = 256."""
+
+    projection_length: int = 256
+    max_positions: int = 2048
+
+
+class LunaBertEncoder(RobertaEncoder):
+    """fairseq's RoBERTa encoder (body and LM head) with Luna's encoder as its body.
+
+    Args:
+        args: a Namespace of options.
+        dictionary: of the tokens, ``<mask>`` included.
+    """
+
+    sentence_encoder: LunaEncoder
+
+    def build_encoder(self, args: Any, dictionary: Any, embed_tokens: nn.Embedding) -> LunaEncoder:
+        return LunaEncoder(nested_config(args), dictionary, embed_tokens)
+
+    def extract_features(
+        self, src_tokens: Tensor, return_all_hiddens: bool = False, **kwargs: Any
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """States of the last layer.
+
+        Args:
+            src_tokens: ``[B, N]`` int64, padded on either side.
+            return_all_hiddens: also return the input of the first layer and the output of each.
+            kwargs: ``token_embeddings`` ``[B, N, D]``, to use instead of a look-up.
+
+        Returns:
+            ``[B, N, D]``, and a dictionary: ``inner_states`` (list of ``[N, B, D]``, or None);
+            ``packed_features`` ``[B, L, D]``; ``padding_mask`` ``[B, N]`` and ``packed_padding_mask``
+            ``[B, L]`` (True = padding), or None when nothing is padded.
+        """
+        out = self.sentence_encoder(
+            src_tokens,
+            return_all_hiddens=return_all_hiddens,
+            token_embeddings=kwargs.get("token_embeddings"),
+        )
+        extra = {
+            name: out[key][0] if out[key] else None
+            for name, key in (
+                ("packed_features", "packed_out"),
+                ("padding_mask", "encoder_padding_mask"),
+                ("packed_padding_mask", "packed_padding_mask"),
+            )
+        }
+        extra["inner_states"] = out["encoder_states"] if return_all_hiddens else None
+        return out["encoder_out"][0].transpose(0, 1), extra
+
+
+class LunaBertModel(RobertaModel):
+    """Luna with a masked-LM head, and classification heads (paper, section 4.3); used like fairseq's RoBERTa.
+
+    The seven architectures work with fairseq's tasks ``masked_lm``, ``sentence_prediction``,
+    ``sentence_ranking`` and ``multilingual_masked_lm``.
+    """
+
+    encoder: LunaBertEncoder
+    classification_heads: nn.ModuleDict
+
+    def __init__(self, args: Any, encoder: LunaBertEncoder) -> None:
+        super().__init__(args, encoder)  # BERT initialisation of every Linear and Embedding
+        nn.init.normal_(encoder.sentence_encoder.packed_input.embeddings, std=_INIT_STD)
+        if args.untie_weights_luna:  # a bare parameter
+            nn.init.normal_(encoder.lm_head.weight, std=_INIT_STD)
+        self._packed_is_read(False)
+
+    def _packed_is_read(self, value: bool) -> None:
+        """Say whether anything reads P after the last layer.
+
+        If nothing does, its last norm gets no gradient. It is kept for the heads and for checkpoints, and
+        frozen: DistributedDataParallel then needs no ``--find-unused-parameters``.
+        """
+        for parameter in self.encoder.sentence_encoder.last_packed_norm().parameters():
+            parameter.requires_grad_(value)
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        gen_parser_from_dataclass(parser, LunaBertConfig(), delete_default=True)
+        # Tasks read it too, and have no or another default.
+        config = getattr(cls, "__dataclass", LunaBertConfig)  # set by register_model
+        parser.set_defaults(max_positions=config.max_positions)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "LunaBertModel":
+        args = namespace(cfg)
+        _check_bert_config(args, task)
+        args.untie_weights_roberta = args.untie_weights_luna
+        args.max_source_positions = args.max_positions
+        args.encoder_learned_pos = args.layernorm_embedding = args.no_scale_embedding = True
+        args.encoder_projected_attention_heads = args.encoder_attention_heads
+        args.word_dropout = 0.0
+        args.encoder_layers_to_keep = args.encoder_layers_to_keep or None
+        return cls(args, LunaBertEncoder(args, task.source_dictionary))
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+        classification_head_name: Optional[str] = None,
+        **kwargs: Any,
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """Logits over the dictionary, features, or scores of classes.
+
+        Args:
+            src_tokens: ``[B, N]`` int64, padded on either side.
+            features_only: return features instead of logits.
+            return_all_hiddens: see :meth:`LunaBertEncoder.extract_features`.
+            classification_head_name: return the scores of this head.
+            kwargs: ``masked_tokens``, ``[B, N]`` bool: project only these positions to the vocabulary.
+
+        Returns:
+            ``[B, N, V]``, or ``[positions, V]`` with ``masked_tokens``; ``[B, N, D]`` with ``features_only``;
+            ``[B, num_classes]`` from a head; and the dictionary of :meth:`LunaBertEncoder.extract_features`.
+
+        Raises:
+            ValueError: for a head that the model does not have.
+        """
+        if classification_head_name is None:
+            return self.encoder(src_tokens, features_only, return_all_hiddens, **kwargs)
+        if classification_head_name not in self.classification_heads:
+            known = ", ".join(self.classification_heads) or "none"
+            raise ValueError(f"the model has no head {classification_head_name}, its heads are: {known}")
+        x, extra = self.encoder(src_tokens, True, return_all_hiddens, **kwargs)
+        head = self.classification_heads[classification_head_name]
+        return head(x, extra["packed_features"], extra["padding_mask"], extra["packed_padding_mask"]), extra
+
+    def register_classification_head(
+        self, name: str, num_classes: Optional[int] = None, inner_dim: Optional[int] = None, **kwargs: Any
+    ) -> None:
+        """Add a classification head, or replace the one of this name.
+
+        Args:
+            name: ``pooling_classification_head`` and ``attention_classification_head`` read the packed
+                sequence; a head of any other name reads the first token.
+            num_classes: number of classes, at least 1.
+            inner_dim: width of its hidden layer; default D.
+            kwargs: not read (fairseq's tasks pass some to other models).
+
+        Raises:
+            ValueError: if ``num_classes`` is missing or below 1.
+        """
+        if num_classes is None or num_classes < 1:
+            raise ValueError(f"--num-classes is {num_classes}: head {name} needs at least 1")
+        args = self.args
+        head = HEADS.get(name, FirstTokenHead)(
+            input_dim=args.encoder_embed_dim,
+            inner_dim=inner_dim or args.encoder_embed_dim,
+            num_classes=num_classes,
+            num_heads=args.encoder_attention_heads,
+            activation_fn=args.pooler_activation_fn,
+            pooler_dropout=args.pooler_dropout,
+            q_noise=args.quant_noise_pq,
+            qn_block_size=args.quant_noise_pq_block_size,
+            do_spectral_norm=args.spectral_norm_classification_head,
+        )
+        head.apply(init_bert_params)
+        self.classification_heads[name] = head
+        self._packed_is_read(any(head.reads_packed for head in self.classification_heads.values()))
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
+        translate_published_names(state_dict)
+        body = f"{name}." if name else ""
+        body += "encoder.sentence_encoder."
+        check_shapes(
+            state_dict,
+            self.encoder.sentence_encoder.state_dict(prefix=body),
+            {
+                (f"{body}embed_tokens.weight", 1): "--encoder-embed-dim",
+                (f"{body}embed_tokens.weight", 0): "the dictionary's number of symbols",
+                (f"{body}embed_positions.weight", 0): "--max-positions (and the padding rows: 2)",
+                (f"{body}packed_input.embeddings", 0): "--projection-length",
+            },
+        )
+        super().upgrade_state_dict_named(state_dict, name)
+
+    @classmethod
+    def hub_models(cls) -> Dict[str, Any]:
+        return {}  # the published models must be downloaded by hand: see the README
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str,
+        checkpoint_file: str = "model.pt",
+        data_name_or_path: str = ".",
+        bpe: Optional[str] = None,
+        **kwargs: Any,
+    ) -> LunaHubInterface:
+        """Load a checkpoint, with its heads, for use from Python.
+
+        Args:
+            model_name_or_path: folder of the checkpoint.
+            checkpoint_file: its name there.
+            data_name_or_path: folder of ``dict.txt``; one that starts with a dot is looked for from the
+                checkpoint's folder.
+            bpe: ``sentencepiece`` or ``gpt2``; by default what lies beside ``dict.txt`` decides
+                (:func:`luna_fairseq.models._hub.find_pieces`).
+            kwargs: other options to override, such as ``sentencepiece_model``.
+
+        Raises:
+            FileNotFoundError: if the checkpoint or the dictionary does not exist.
+        """
+        path = os.path.join(model_name_or_path, checkpoint_file)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")
+        start = model_name_or_path if data_name_or_path.startswith(".") else ""
+        folder = os.path.abspath(os.path.join(start, data_name_or_path))
+        dictionaries = [os.path.join(folder, part, "dict.txt") for part in ("", "input0")]
+        if not any(map(os.path.isfile, dictionaries)):
+            raise FileNotFoundError(
+                f"dictionary {dictionaries[0]} does not exist: name its folder as data_name_or_path"
+            )
+        loaded = hub_utils.from_pretrained(
+            model_name_or_path,
+            checkpoint_file,
+            folder,
+            load_checkpoint_heads=True,
+            **find_pieces(folder, {"bpe": bpe, **kwargs}),
+        )
+        return LunaHubInterface(loaded["args"], loaded["task"], loaded["models"][0])
+
+
+def _check_bert_config(args: Any, task: Any) -> None:
+    """Refuse what cannot work, before anything is built.
+
+    Raises:
+        ValueError: with the option, its value, and what to change.
+    """
+    check_stack(args, "encoder")
+    check_probabilities(args, "pooler_dropout")
+    if args.max_positions < 1:
+        raise ValueError(f"--max-positions is {args.max_positions}: it must be at least 1")
+    block = getattr(getattr(task, "cfg", None) or getattr(task, "args", None), "tokens_per_sample", None)
+    if block is not None and block > args.max_positions:
+        raise ValueError(
+            f"--tokens-per-sample is {block} and the model has --max-positions {args.max_positions}: lower the "
+            "one or raise the other"
+        )
+    if args.spectral_norm_classification_head and args.quant_noise_pq > 0:
+        raise ValueError(
+            "--spectral-norm-classification-head does not go with --quant-noise-pq: leave one of them out"
+        )
+
+
+register_architectures(
+    LunaBertModel,
+    {
+        "luna_bert": LunaBertConfig,
+        "luna_base_512": LunaBertConfig,
+        "luna_base_tied_512": LunaBertConfig,
+        "luna_base_untied_512": LunaBertUntiedConfig,
+        "luna_base_2048": LunaBert2048Config,
+        "luna_large_512": LunaBertLargeConfig,
+        "luna_large_2048": LunaBertLarge2048Config,
+    },
+)

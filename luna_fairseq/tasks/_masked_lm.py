@@ -1,0 +1,50 @@
+"""fairseq's masked-LM task, with its data checked and whole-word masking repaired."""
+
+from typing import Any
+
+from fairseq import utils
+from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
+
+from luna_fairseq.tasks._checks import DataError, check_dictionary, check_folder
+
+
+class CheckedMaskedLMTask(MaskedLMTask):
+    """The task ``masked_lm`` while the plugin is loaded; everything that it does not mention is fairseq's."""
+
+    args: Any  # read by fairseq's load_dataset for --mask-whole-words, and set by nobody
+
+    @classmethod
+    def setup_task(cls, cfg: MaskedLMConfig, **kwargs: Any) -> MaskedLMTask:
+        folders = utils.split_paths(cfg.data or "")
+        for folder in folders or [""]:
+            check_folder(folder)
+        check_dictionary(folders[0], "dict.txt")
+        return super().setup_task(cfg, **kwargs)
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Load a split.
+
+        Raises:
+            ValueError: ``--mask-whole-words`` without a ``--bpe`` that tells where words begin.
+            DataError: ``--sample-break-mode complete_doc`` and a training text without document breaks.
+        """
+        if self.cfg.mask_whole_words:
+            root: Any = self.cfg._get_root()
+            self.args = root.get("bpe") if root is not self.cfg else None
+            if getattr(self.args, "_name", None) is None:
+                raise ValueError(
+                    "--mask-whole-words needs to know where words begin: add --bpe (with its files, such as "
+                    "--sentencepiece-model)"
+                )
+        super().load_dataset(split, epoch, combine, **kwargs)
+
+    def _load_dataset_split(self, split: str, epoch: int, combine: bool) -> Any:
+        dataset = super()._load_dataset_split(split, epoch, combine)
+        if split == "train" and self.cfg.sample_break_mode == "complete_doc":
+            lines = dataset.dataset.dataset  # blocks under the prepended <s>, lines under the blocks
+            if len(lines) > 1 and not (lines.sizes == 1).any():
+                raise DataError(
+                    f"--sample-break-mode is complete_doc, and {split} of {self.cfg.data} has no blank line between "
+                    "documents: prepare the text with its blank lines, or take --sample-break-mode complete"
+                )
+        return dataset

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List
 
+from fairseq.data import Dictionary, indexed_dataset
+from torch import Tensor
+
 import luna_fairseq
 
 USER_DIR = str(Path(luna_fairseq.__file__).parent)
@@ -38,6 +41,27 @@ class Corpus:
     spm: Path
 
 
+@dataclass
+class LMCorpus:
+    """Where the data for masked LM and fine-tuning lies: ``shard0 shard1 pairs choice dict.txt`` and the pieces."""
+
+    folder: Path
+
+    @property
+    def shards(self) -> str:
+        return f"{self.folder}/shard0:{self.folder}/shard1"
+
+
+def write_indexed(path: Path, rows: List[Tensor], dictionary: Dictionary) -> None:
+    """Write a binarised split, and its dictionary beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    builder = indexed_dataset.make_builder(f"{path}.bin", impl="mmap", vocab_size=len(dictionary))
+    for row in rows:
+        builder.add_item(row)
+    builder.finalize(f"{path}.idx")
+    dictionary.save(str(path.parent / "dict.txt"))
+
+
 def run_command(command: str, *args: Any, code: int = 0, stdin: str = "", **environment: str) -> str:
     """Run a command of this Python's environment; returns stdout and stderr together.
 
@@ -67,6 +91,30 @@ def train(corpus: Corpus, save_dir: Path, *args: Any, arch: str = "luna", code: 
         *("--save-dir", save_dir, *args),
         code=code,
         **environment,
+    )
+
+
+# A masked-LM model that trains an update in milliseconds.
+TINY_BERT: List[str] = (
+    "--encoder-embed-dim 16 --encoder-ffn-embed-dim 32 --encoder-layers 2 --encoder-attention-heads 2 "
+    "--projection-length 4 --max-positions 48"
+).split()
+MASKED_LM: List[str] = "--task masked_lm --criterion masked_lm --tokens-per-sample 40".split()
+PAIRS: List[str] = (
+    "--task sentence_prediction --criterion sentence_prediction --num-classes 2 --init-token 0 --separator-token 2"
+).split()
+CHOICE: List[str] = (
+    "--task sentence_ranking --criterion sentence_ranking --num-classes 3 --init-token 0 --separator-token 2"
+).split()
+
+
+def train_bert(data: Any, save_dir: Path, *args: Any, arch: str = "luna_base_512", code: int = 0) -> str:
+    """``fairseq-train`` with a tiny masked-LM model and Adam."""
+    return run_command(
+        *("fairseq-train", data, "--user-dir", USER_DIR, "--arch", arch, *TINY_BERT, *ADAM, "--save-dir", save_dir),
+        *("--batch-size", "6", "--cpu", "--seed", "3", "--log-format", "simple", "--log-interval", "1"),
+        *("--data-buffer-size", "0", "--num-workers", "0", "--max-update", "2", *args),
+        code=code,
     )
 
 

@@ -23,19 +23,19 @@ def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
         options: of ``from_pretrained``; not changed.
 
     Returns:
-        the options, completed. Without anything to go by it is the GPT-2 BPE, whose files fairseq downloads.
+        the options, completed as far as the files are there.
     """
-    options = dict(options)
+    options = {name: value for name, value in options.items() if value is not None}
     for name in ("sentencepiece.model", "sentencepiece.bpe.model"):
         path = os.path.join(folder, name)
         if options.get("bpe") in (None, "sentencepiece") and os.path.isfile(path):
             options["bpe"] = "sentencepiece"
             options.setdefault("sentencepiece_model", path)
     if options.get("bpe") in (None, "gpt2"):
-        options["bpe"] = "gpt2"
         for option, name in (("gpt2_encoder_json", "encoder.json"), ("gpt2_vocab_bpe", "vocab.bpe")):
             path = os.path.join(folder, name)
             if os.path.isfile(path):
+                options["bpe"] = "gpt2"
                 options.setdefault(option, path)
     return options
 
@@ -43,10 +43,25 @@ def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
 class LunaHubInterface(RobertaHubInterface):
     """What ``LunaBertModel.from_pretrained`` returns.
 
-    ``encode``, ``decode`` and ``device`` are fairseq's. Wherever tokens are asked for, a sentence, a tuple of
+    ``encode`` and ``decode`` are fairseq's. Wherever tokens are asked for, a sentence, a tuple of
     sentences, encoded symbols ``[N]`` or ``[B, N]``, or a list of any of these will do; a list is padded to
-    one batch. The model is in evaluation mode, as fairseq loads it.
+    one batch. ``train()`` and ``eval()`` switch dropout; it begins in evaluation mode.
     """
+
+    def encode(self, sentence: str, *addl_sentences: str, no_separator: bool = False) -> Tensor:
+        self._check_pieces()
+        return super().encode(sentence, *addl_sentences, no_separator=no_separator)
+
+    def decode(self, tokens: Tensor) -> Union[str, List[str]]:
+        self._check_pieces()
+        return super().decode(tokens)
+
+    def _check_pieces(self) -> None:
+        if self.bpe is None:
+            raise ValueError(
+                "no pieces are known for this model: give from_pretrained bpe= and its files, or the folder of "
+                "dict.txt and sentencepiece.model as data_name_or_path"
+            )
 
     def batch(self, inputs: Union[Text, Sequence[Text]]) -> Tensor:
         """Symbols ``[B, N]`` int64, padded on the right."""
@@ -134,6 +149,7 @@ class LunaHubInterface(RobertaHubInterface):
             ValueError: if ``<mask>`` is missing or there twice, or for more symbols than the model has
                 positions.
         """
+        self._check_pieces()
         texts = [masked_input] if isinstance(masked_input, str) else list(masked_input)
         dictionary = self.task.source_dictionary
         rows = []

@@ -280,7 +280,7 @@ class LunaBertModel(RobertaModel):
         bpe: Optional[str] = None,
         **kwargs: Any,
     ) -> LunaHubInterface:
-        """Load a checkpoint, with its heads, for use from Python.
+        """Load a checkpoint, with its heads, for use from Python; in evaluation mode.
 
         Args:
             model_name_or_path: folder of the checkpoint.
@@ -311,7 +311,7 @@ class LunaBertModel(RobertaModel):
             load_checkpoint_heads=True,
             **find_pieces(folder, {"bpe": bpe, **kwargs}),
         )
-        return LunaHubInterface(loaded["args"], loaded["task"], loaded["models"][0])
+        return LunaHubInterface(loaded["args"], loaded["task"], loaded["models"][0]).eval()
 
 
 def _check_bert_config(args: Any, task: Any) -> None:

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Masked-LM pretraining and fine-tuning with the configs of configs/masked_lm.
+#
+#   scripts/masked_lm.sh pretrain NAME DATA             NAME: a config; DATA: shard folders joined by ":"
+#   scripts/masked_lm.sh finetune NAME DATA CHECKPOINT  from a checkpoint, or from "scratch"; prints the dev accuracy
+#   scripts/masked_lm.sh table                          what is finished next to the paper's figures; the rest "not run"
+#
+# DATA comes from scripts/prepare_corpus.py and scripts/prepare_finetuning.py. Every run goes on where it stopped.
+# Further arguments are options of fairseq-hydra-train, such as arch=roberta or optimization.lr=[0.0001]; TAG=... names
+# such a run. Environment: OUT (default masked-lm-out), THREADS (default: PyTorch's), SMOKE=1 (two updates of a tiny
+# model in OUT/smoke).
+# Run it in an environment that has the plugin: PATH=.venv/bin:$PATH scripts/masked_lm.sh ...
+set -euo pipefail
+CALLER=$PWD
+cd "$(dirname "$0")/.."
+
+SMOKE=${SMOKE:-}
+OUT=${OUT:-$PWD/masked-lm-out}
+[[ $OUT == /* ]] || OUT=$CALLER/$OUT
+[ -z "$SMOKE" ] || OUT=$OUT/smoke  # its numbers must never be taken for real ones
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+[ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
+# Training on a CPU spends much of its time getting fresh memory from the system: let malloc keep it.
+export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
+# What fairseq-hydra-train warns of before it loads the plugin, which would quieten it.
+export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserWarning:hydra.main,ignore::UserWarning:hydra._internal.hydra"
+
+fail() { echo "masked_lm.sh: $*" >&2; exit 1; }
+
+# Only the path: importing fairseq logs a line about an optional package.
+USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || fail "luna-fairseq is not on the PATH: see the README"
+
+check_name() {
+  [ -f "configs/masked_lm/$1.yaml" ] || fail "there is no configs/masked_lm/$1.yaml: choose one of $(cd configs/masked_lm && ls ./*.yaml | sed 's/\.yaml//; s/^\.\///' | tr '\n' ' ')"
+}
+
+# Absolute paths: fairseq-hydra-train may work in another folder.
+absolute() {
+  local part parts=() joined
+  IFS=: read -ra parts <<< "$1"
+  for part in "${parts[@]}"; do
+    [[ $part == /* ]] || part=$CALLER/$part
+    [ -e "$part" ] || fail "$part does not exist: prepare it first, or correct the name"
+    joined=${joined:+$joined:}$part
+  done
+  echo "$joined"
+}
+
+# run FOLDER CONFIG OPTIONS...: train until it is done; the log grows over restarts.
+run() {
+  local folder=$1 name=$2 smoke=() device=()
+  shift 2
+  if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
+  mkdir -p "$folder"
+  if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1)
+  fi
+  [ -z "$SMOKE" ] || smoke=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
+    ++model.encoder_attention_heads=2 ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
+    "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1)
+  echo "training $name; log: $folder/train.log"
+  fairseq-hydra-train --config-dir configs/masked_lm --config-name "$name" \
+    common.user_dir="$USER_DIR" checkpoint.save_dir="$folder/checkpoints" dataset.num_workers=0 \
+    dataset.data_buffer_size=0 hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
+    | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner|Error" || true; } | cut -c1-160 \
+    || fail "training failed: see $folder/train.log"
+  touch "$folder/.trained"
+}
+
+pretrain() {
+  [ $# -ge 2 ] || fail "pretrain takes a config and the data"
+  check_name "$1"
+  local name=$1 data
+  data=$(absolute "$2")
+  shift 2
+  run "$OUT/$name${TAG:+-$TAG}" "$name" task.data="'$data'" "$@"
+}
+
+finetune() {
+  [ $# -ge 3 ] || fail "finetune takes a config, the data, and a checkpoint or \"scratch\""
+  check_name "$1"
+  local name=$1 data source=$3 from=scratch start=() folder
+  data=$(absolute "$2")
+  shift 3
+  if [ "$source" != scratch ]; then
+    source=$(absolute "$source")
+    start=(checkpoint.finetune_from_model="$source")
+    # OUT/wikitext2_roberta/checkpoints/checkpoint_best.pt is "wikitext2_roberta".
+    from=$(basename "$(dirname "$source")")
+    [ "$from" != checkpoints ] || from=$(basename "$(dirname "$(dirname "$source")")")
+  fi
+  folder=$OUT/$name.$from${TAG:+-$TAG}
+  run "$folder" "$name" task.data="$data" "${start[@]}" "$@"
+  if [ ! -f "$folder/result.json" ]; then
+    local cpu=() task subset=valid
+    [ "$name" != finetune_race ] || subset=test  # what the papers report for RACE
+    task=$(sed -n 's/^  - kind: //p' "configs/masked_lm/$name.yaml")
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || cpu=(--cpu)
+    fairseq-validate "$data" --user-dir "$USER_DIR" --path "$folder/checkpoints/checkpoint_best.pt" "${cpu[@]}" \
+      --task "$task" --criterion "$task" --valid-subset "$subset" \
+      --batch-size 16 --required-batch-size-multiple 1 --num-workers 0 --data-buffer-size 0 --log-format simple \
+      ${SMOKE:+--skip-invalid-size-inputs-valid-test} > "$folder/validate.log" 2>&1 \
+      || fail "evaluation failed: see $folder/validate.log"
+    python - "$folder" "$name" "$from" <<'PY'
+import json, re, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+found = re.findall(r"valid on '\w+' subset \|.*? accuracy ([\d.]+)", (folder / "validate.log").read_text())
+result = {"config": sys.argv[2], "from": sys.argv[3], "accuracy": float(found[-1])}
+(folder / "result.tmp").write_text(json.dumps(result) + "\n")
+(folder / "result.tmp").rename(folder / "result.json")
+PY
+  fi
+  cat "$folder/result.json"
+}
+
+table() {
+  python - "$OUT" <<'PY'
+import json, re, sys
+from pathlib import Path
+
+out = Path(sys.argv[1])
+tasks = {"SST-2": "sst2", "QNLI": "qnli", "QQP": "qqp", "RACE": "race", "CSQA": "csqa"}
+paper = [  # (row, figures in the order of the tasks, the pretraining config of ours or None); paper, section 4.3
+    ("16 GB: BERT-base", "92.7 88.4 89.6 64.2 53.3", None),
+    ("16 GB: RoBERTa-base", "93.1 90.9 90.9 65.6 -", "pretrain_roberta_16gb"),
+    ("16 GB: Linformer-128", "92.4 90.4 90.2 - -", None),
+    ("16 GB: Luna-128, tied", "93.1 91.2 90.8 65.2 53.1", "pretrain_luna_tied_128_16gb"),
+    ("16 GB: Luna-128, untied", "- - - - -", "pretrain_luna_untied_128_16gb"),
+    ("160 GB: RoBERTa-base", "94.8 92.8 91.9 73.50 63.61", "pretrain_roberta_160gb"),
+    ("160 GB: Luna-128, tied", "94.3 91.5 91.2 71.50 61.48", "pretrain_luna_tied_128_160gb"),
+    ("160 GB: Luna-128, untied", "94.6 92.2 91.3 72.25 62.08", "pretrain_luna_untied_128_160gb"),
+]
+results = [json.loads(path.read_text()) for path in sorted(out.glob("*/result.json"))]
+
+
+def ours(config, source):
+    values = [f"{r['accuracy']:.1f}" for r in results if r["config"] == config and r["from"] == source]
+    return " / ".join(values) or "not run"
+
+
+print("Dev accuracy (RACE: test accuracy), the paper's figure and (ours).\n")
+print("| pretraining | " + " | ".join(tasks) + " |\n|---" + "|---" * len(tasks) + "|")
+for row, figures, source in paper:
+    cells = [
+        figure + (f" ({ours(f'finetune_{task}', source)})" if source else "")
+        for figure, task in zip(figures.split(), tasks.values())
+    ]
+    print(f"| {row} | " + " | ".join(cells) + " |")
+
+print("\n| WikiText-2, then SST-2 | validation perplexity | parameters | SST-2 dev | SST-2 dev, from scratch |\n|---|---|---|---|---|")
+for name in ("luna_tied_32", "luna_untied_32", "roberta"):
+    log = out / f"wikitext2_{name}" / "train.log"
+    text = log.read_text() if log.exists() and (log.parent / ".trained").exists() else ""
+    perplexity = re.findall(r"valid on .*? ppl ([\d.]+)", text)[-1:] or ["not run"]
+    parameters = re.findall(r"num. shared model params: ([\d,]+)", text)[-1:] or [""]
+    cells = [*perplexity, *parameters, ours(f"sst2_small_{name}", f"wikitext2_{name}"), ours(f"sst2_small_{name}", "scratch")]
+    print(f"| {name} | " + " | ".join(cells) + " |")
+PY
+}
+
+command=${1:-}
+[ $# -eq 0 ] || shift
+case $command in
+  pretrain | finetune | table) $command "$@" ;;
+  *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac

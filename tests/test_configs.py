@@ -110,3 +110,62 @@ def test_published_flags_are_all_here() -> None:
         "decoder_projected_attention_heads word_dropout"
     )
     assert set(published.split()) <= set(LunaConfig.__dataclass_fields__)
+
+
+BERT_SIZES = {  # encoder_layers, encoder_embed_dim, max_positions, projection_length, untie_luna_kv
+    "luna_bert": (12, 768, 512, 128, False),
+    "luna_base_512": (12, 768, 512, 128, False),
+    "luna_base_tied_512": (12, 768, 512, 128, False),
+    "luna_base_untied_512": (12, 768, 512, 128, True),
+    "luna_base_2048": (12, 768, 2048, 256, False),
+    "luna_large_512": (24, 1024, 512, 128, False),
+    "luna_large_2048": (24, 1024, 2048, 256, False),
+}
+
+
+@pytest.mark.parametrize("arch", BERT_SIZES)
+def test_a_masked_lm_architecture_is_the_same_on_both_command_lines(arch: str) -> None:
+    task = ["--task", "masked_lm", "--criterion", "masked_lm"]
+    by_flags = _from_command_line(arch, *task)
+    path = ROOT / "configs" / "masked_lm" / "pretrain_small.yaml"
+    removed = [f"~model.{name}" for name in ("projection_length", "max_positions")]
+    by_yaml = OmegaConf.to_container(_compose(path, f"model._name={arch}", *removed).model)
+    assert by_flags == by_yaml
+    names = "encoder_layers encoder_embed_dim max_positions projection_length untie_luna_kv".split()
+    assert tuple(by_flags[name] for name in names) == BERT_SIZES[arch]
+    assert by_flags["activation_fn"] == "gelu" and by_flags["pooler_activation_fn"] == "tanh"
+    assert by_flags["dropout"] == by_flags["attention_dropout"] == 0.1
+    flags = ["--max-positions", "64", "--untie-luna-kv", "--untie-weights-luna", "--fix-projection-length"]
+    changed = _from_command_line(arch, *task, *flags)
+    assert changed["max_positions"] == 64 and changed["untie_luna_kv"] and changed["untie_weights_luna"]
+
+
+def test_the_paper_s_pretraining_settings() -> None:
+    for size, updates, warmup, sequences in (("16gb", 250_000, 15_000, 2048), ("160gb", 500_000, 24_000, 8192)):
+        for model in ("luna_tied_128", "luna_untied_128", "roberta"):
+            cfg = _compose(ROOT / "configs" / "masked_lm" / f"pretrain_{model}_{size}.yaml")
+            workers = cfg.distributed_training.distributed_world_size
+            assert cfg.dataset.batch_size * cfg.optimization.update_freq[0] * workers == sequences
+            assert (cfg.optimization.max_update, cfg.lr_scheduler.total_num_update) == (updates, updates)
+            assert (cfg.lr_scheduler.warmup_updates, cfg.optimization.lr[0]) == (warmup, 6e-4)
+            assert (cfg.optimizer.weight_decay, cfg.optimization.clip_norm, cfg.optimizer.adam_eps) == (0.01, 1, 1e-6)
+            assert cfg.model.max_positions == cfg.task.tokens_per_sample == 512
+            assert cfg.model.dropout == cfg.model.attention_dropout == 0.1
+    long = _compose(ROOT / "configs" / "masked_lm" / "pretrain_luna_tied_256_2048.yaml")
+    assert (long.model.max_positions, long.task.tokens_per_sample, long.model.projection_length) == (2048, 2048, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "updates", "warmup", "activation_dropout"),
+    [("sst2", 32, 21_050, 1263, 0.0), ("qnli", 32, 65_520, 2000, 0.1), ("qqp", 32, 228_000, 6850, 0.1)],
+)
+def test_the_paper_s_fine_tuning_settings(
+    name: str, batch: int, updates: int, warmup: int, activation_dropout: float
+) -> None:
+    cfg = _compose(ROOT / "configs" / "masked_lm" / f"finetune_{name}.yaml", "arch=roberta")
+    assert cfg.model._name == "roberta_base"
+    assert (cfg.dataset.batch_size, cfg.optimization.max_update, cfg.lr_scheduler.warmup_updates) == (
+        batch, updates, warmup,
+    )  # fmt: skip
+    assert cfg.optimization.lr[0] == 1e-5 and cfg.optimizer.weight_decay == 0.1
+    assert cfg.model.activation_dropout == activation_dropout and cfg.optimization.clip_norm == 0

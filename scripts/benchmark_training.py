@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Training speed of several configs side by side, on the same batches, in one process.
+
+Every round trains each config on the same few batches, one config after the other, so that whatever else the
+machine does meets all of them; the medians over the rounds are printed, and the ratio to the first config.
+
+    benchmark_training.py configs/translation/multi30k_{transformer,luna_tied_16}_adam.yaml --data data-bin
+"""
+
+import argparse
+import logging
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any, List
+
+import torch
+from fairseq import optim, tasks, utils
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import luna_fairseq
+
+
+def load_config(path: Path, data: str) -> Any:
+    """What fairseq-hydra-train makes of a config."""
+    GlobalHydra.instance().clear()
+    hydra_init(path.stem)
+    filled_in = ["common.user_dir=null", f"task.data='{data}'", "checkpoint.save_dir=unused"]
+    with initialize_config_dir(str(path.resolve().parent), version_base="1.1"):
+        cfg = compose(path.stem, overrides=filled_in)
+    del ConfigStore.instance().repo[f"{path.stem}.yaml"]  # or it would be taken for the schema of the next one
+    add_defaults(cfg)
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+
+
+class Run:
+    """A model with its task, criterion and optimizer.
+
+    Args:
+        path: the config.
+        data: the prepared data.
+        device: where it trains.
+    """
+
+    def __init__(self, path: Path, data: str, device: torch.device) -> None:
+        self.name = path.stem
+        self.cfg = load_config(path, data)
+        utils.set_torch_seed(self.cfg.common.seed)
+        self.task = tasks.setup_task(self.cfg.task)
+        self.model = self.task.build_model(self.cfg.model).to(device)
+        self.criterion = self.task.build_criterion(self.cfg.criterion)
+        self.optimizer = optim.build_optimizer(
+            OmegaConf.merge(self.cfg.optimizer, {"lr": self.cfg.optimization.lr}),
+            [p for p in self.model.parameters() if p.requires_grad],
+        )
+        self.optimizer.set_lr(1e-5)
+        self.seconds: List[float] = []
+
+    def batches(self, count: int, device: torch.device) -> List[Any]:
+        """Batches of the training split, spread over its lengths."""
+        self.task.load_dataset("train")
+        dataset = self.cfg.dataset
+        epoch = self.task.get_batch_iterator(
+            self.task.dataset("train"),
+            max_tokens=dataset.max_tokens,
+            max_sentences=dataset.batch_size,
+            max_positions=utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions()),
+            ignore_invalid_inputs=True,
+            required_batch_size_multiple=dataset.required_batch_size_multiple,
+            seed=1,
+        ).next_epoch_itr(shuffle=True)
+        chosen = [batch for batch, _ in zip(epoch, range(count), strict=False)]
+        return utils.move_to_cuda(chosen) if device.type == "cuda" else chosen
+
+    def train(self, batches: List[Any], device: torch.device) -> None:
+        """One update a batch; the seconds are noted."""
+        self.model.train()
+        start = time.perf_counter()
+        for number, batch in enumerate(batches):
+            self.task.train_step(batch, self.model, self.criterion, self.optimizer, number)
+            self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - start)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "configs", nargs="+", type=Path, help="YAML files; the first is what the others are compared with"
+    )
+    parser.add_argument("--data", required=True, help="the data folder, or folders joined by ':'")
+    parser.add_argument("--batches", type=int, default=6, help="updates of each config in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+
+    logging.disable(logging.INFO)
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = ":".join(str(Path(part).resolve()) for part in args.data.split(":"))
+    runs = [Run(path, data, device) for path in args.configs]
+    batches = runs[0].batches(args.batches, device)
+    words = sum(int(batch["ntokens"]) for batch in batches)
+    for number in range(args.rounds + 1):
+        for run in runs:
+            run.train(batches, device)
+        print(f"round {number} of {args.rounds}" + (" (warming up)" if number == 0 else ""), flush=True)
+
+    machine = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {args.threads} thread(s)"
+    )
+    print(
+        f"\nmedian of {args.rounds} rounds of {len(batches)} updates, {machine}, torch {torch.__version__}, ", end=""
+    )
+    print(f"luna-fairseq {luna_fairseq.__version__}\n\n| config | words/s | ratio |\n|---|---|---|")
+    medians = [statistics.median(run.seconds[1:]) for run in runs]
+    for run, seconds in zip(runs, medians, strict=True):
+        print(f"| {run.name} | {words / seconds:,.0f} | {medians[0] / seconds:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

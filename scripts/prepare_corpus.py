@@ -1,0 +1,565 @@
+"""Plain text to data folders for fairseq's ``masked_lm``: pieces, shards, dictionary, binarised files.
+
+    prepare_corpus.py --train a.txt [b.txt ...] --valid v.txt [--test t.txt] --out OUT --shards 8 --workers 4 PIECES
+
+PIECES is one of
+
+    --vocab-size 8000                 learn so many SentencePiece pieces from the text
+    --sentencepiece-model FILE        take a model that is there
+    --gpt2-encoder-json FILE --gpt2-vocab-bpe FILE --gpt2-dict FILE       GPT-2's byte pairs, as RoBERTa has them
+
+A line of text becomes a line of pieces. Blank lines end documents and stay, one between two documents, for
+``--sample-break-mode complete_doc``; a document is never split between shards. OUT/data-bin/shard0 and so on are the
+data folders; OUT also keeps dict.txt and the files of the pieces, which prepare_finetuning.py takes. It can be
+interrupted and run again: finished shards are not done again.
+"""
+
+import argparse
+import heapq
+import itertools
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from text_pieces import (
+    BYTE_ORDER_MARK,
+    DICTIONARY,
+    SENTENCEPIECE,
+    SPECIAL_SYMBOLS,
+    UNKNOWN_WORD,
+    Encoder,
+    Pieces,
+    PreparationError,
+    SentencePieceEncoder,
+    check_known,
+    check_settings,
+    copy_file,
+    digest,
+    need_file,
+    one_line,
+    read_dictionary,
+    read_json,
+    read_lines,
+    run,
+    whole_file,
+    whole_folder,
+    write_json,
+    wrong_dictionary,
+)
+from tqdm import tqdm
+
+BLOCK_BYTES = 1 << 20
+SMOKE_LINES = 2000
+# Its thread would be forked with the workers.
+tqdm.monitor_interval = 0
+
+
+def progress(total: int, name: str) -> tqdm:
+    """A progress display on stderr; rare lines if that is a file."""
+    interval = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(total=total, desc=name, unit="B", unit_scale=True, mininterval=interval, maxinterval=interval)
+
+
+# ------------------------------------------------------------------------------------- reading the text
+class Block(NamedTuple):
+    """Lines that one worker encodes at a time: bytes ``start`` to ``end`` of a file."""
+
+    file: int
+    start: int
+    end: int
+    new_document: bool
+
+
+@dataclass
+class Scan:
+    """What one reading of the text found: units are what a shard gets whole, documents or lines."""
+
+    units: list[list[Block]] = field(default_factory=list)
+    documents: int = 0
+    unbroken: list[Path] = field(default_factory=list)
+
+
+class Sample:
+    """At most ``size`` lines, each line of the text with the same chance."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.lines: list[str] = []
+        self._size, self._random, self._seen = size, random.Random(seed), 0
+
+    def add(self, line: str) -> None:
+        """Offer a line."""
+        self._seen += 1
+        if len(self.lines) < self._size:
+            self.lines.append(line)
+        elif (place := int(self._random.random() * self._seen)) < self._size:
+            self.lines[place] = line
+
+
+def scan(files: Sequence[Path], unit_bytes: int, block_bytes: int, limit: int | None, sample: Sample | None) -> Scan:
+    """Find the documents.
+
+    Args:
+        files: the text.
+        unit_bytes: a unit is closed at the first end of a document after so many bytes.
+        block_bytes: a block is closed at the first end of a line after so many bytes.
+        limit: read only so many lines.
+        sample: gets every line that is not blank.
+    """
+    found = Scan()
+    left = limit if limit is not None else sys.maxsize
+    with progress(sum(path.stat().st_size for path in files), "reading") as bar:
+        for number, path in enumerate(files):
+            units: list[list[Block]] = [[]]
+            start, position, shown, breaks = -1, 0, 0, 0
+            new = gap = True
+            for size, text in itertools.islice(read_lines(path), left):
+                left -= 1
+                if not (text := text.strip()):
+                    gap = True
+                else:
+                    if start >= 0:
+                        breaks += gap
+                        unit_start = units[-1][0].start if units[-1] else start
+                        ends_unit = gap and position - unit_start >= unit_bytes
+                        if ends_unit or position - start >= block_bytes:
+                            units[-1].append(Block(number, start, position, new))
+                            start = -1
+                        if ends_unit:
+                            units.append([])
+                    if start < 0:
+                        start, new = position, gap
+                    gap = False
+                    if sample:
+                        sample.add(text)
+                position += size
+                if position - shown >= BLOCK_BYTES:
+                    bar.update(position - shown)
+                    shown = position
+            bar.update(position - shown)
+            if start < 0:
+                if left:
+                    raise PreparationError(f"the file {path} has no text: leave it out")
+                continue
+            units[-1].append(Block(number, start, position, new))
+            found.documents += breaks + 1
+            if not breaks:
+                found.unbroken.append(path)
+                units = [[block] for block in units[0]]
+            found.units += units
+    return found
+
+
+def deal(units: Sequence[list[Block]], shards: int) -> list[list[Block]]:
+    """Every unit goes to the shard that has the least text, so that each shard has some of every part of the text."""
+    dealt: list[list[Block]] = [[] for _ in range(shards)]
+    sizes = [(0, shard) for shard in range(shards)]
+    for unit in units:
+        size, shard = sizes[0]
+        dealt[shard] += unit
+        heapq.heapreplace(sizes, (size + sum(block.end - block.start for block in unit), shard))
+    return dealt
+
+
+# --------------------------------------------------------------------------------------------- encoding
+_encoder: Encoder
+
+
+def _start_worker(pieces: Pieces, parent: int) -> None:
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _encoder = pieces.load()
+    # A parent that is killed tells nobody.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def encode_block(path: Path, start: int, end: int) -> tuple[str, Counter[str]]:
+    """The lines of pieces of a block, never two empty ones in a row, and how often each piece occurs."""
+    with open(path, "rb") as source:
+        source.seek(start)
+        text = source.read(end - start).decode("utf-8")
+    if start == 0:
+        text = text.removeprefix(BYTE_ORDER_MARK)
+    lines = _encoder.encode([line.strip() for line in text.removesuffix("\n").split("\n")])
+    kept = [line for line, before in zip(lines, ["(none)", *lines], strict=False) if line or before]
+    return "".join(f"{line}\n" for line in kept), Counter(itertools.chain.from_iterable(map(str.split, kept)))
+
+
+def in_order(pool: ProcessPoolExecutor, tasks: Iterable[tuple[Path, int, int]], ahead: int) -> Iterator[Any]:
+    """The encoded blocks; only ``ahead`` of them are in memory, unlike with ``pool.map``."""
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(encode_block, *task))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise PreparationError(
+            "a worker was killed, perhaps for want of memory: run the same command again with fewer --workers"
+        ) from error
+
+
+# --------------------------------------------------------------------------------------- the whole thing
+class Preparation:
+    """One OUT folder.
+
+    Args:
+        args: the options.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.texts: dict[str, list[Path]] = {"train": args.train, "valid": [args.valid]}
+        if args.test:
+            self.texts["test"] = [args.test]
+        self.held_out = [split for split in self.texts if split != "train"]
+        self.out = (args.out / "smoke" if args.smoke else args.out).resolve()
+        self.work = self.out / ".work"
+        self.dictionary = self.out / DICTIONARY
+        self.settings_file = self.out / "settings.json"
+        self.limit = SMOKE_LINES if args.smoke else None
+
+    def __call__(self) -> None:
+        """Do what is not done yet."""
+        if ":" in str(self.out):
+            raise PreparationError(
+                f"--out {self.out} has a colon, at which fairseq separates data folders: rename it"
+            )
+        for path in itertools.chain.from_iterable(self.texts.values()):
+            need_file(path)
+        settings = self.settings()
+        if self.settings_file.exists():
+            check_settings(self.settings_file, settings)
+        else:
+            for name in ("data-bin", DICTIONARY):
+                if (self.out / name).exists():
+                    raise PreparationError(f"{self.out} has a {name} that is not of this script: name another --out")
+            self.check_pieces()
+        shards = self.shards(self.args.shards)
+        if self.settings_file.exists() and self.dictionary.exists() and all(map(self.finished, shards)):
+            print(f"already prepared: {self.out}")
+        else:
+            plan = self.plan(settings)
+            shards = self.shards(len(plan["train"]))
+            todo = [number for number, shard in enumerate(shards) if not self.finished(shard)]
+            if not self.dictionary.exists() and len(todo) < len(shards):
+                copy_file(next(filter(self.finished, shards)) / DICTIONARY, self.dictionary)
+            self.encode(plan, todo, need_held_out=len(todo) == len(shards))
+            self.write_dictionary(len(shards))
+            for number in todo:
+                self.binarise(number, shards)
+            print(f"prepared: {self.out}")
+        shutil.rmtree(self.work, ignore_errors=True)
+        print(f"data for --task masked_lm: {':'.join(map(str, shards))}")
+
+    def shards(self, count: int) -> list[Path]:
+        """The data folders."""
+        return [self.out / "data-bin" / f"shard{number}" for number in range(count)]
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result."""
+        args = self.args
+        pieces: dict[str, Any]
+        if args.vocab_size:
+            pieces = {"vocab-size": args.vocab_size, "vocab-lines": args.vocab_lines, "seed": args.seed}
+        elif args.sentencepiece_model:
+            pieces = {"sentencepiece-model": digest(need_file(args.sentencepiece_model))}
+        else:
+            files = {
+                "gpt2-encoder-json": args.gpt2_encoder_json,
+                "gpt2-vocab-bpe": args.gpt2_vocab_bpe,
+                "gpt2-dict": args.gpt2_dict,
+            }
+            pieces = {name: digest(need_file(path)) for name, path in files.items()}
+        inputs = {split: [[path.name, path.stat().st_size] for path in files] for split, files in self.texts.items()}
+        return {"script": "prepare_corpus.py", "smoke": args.smoke, "shards": args.shards, **pieces, **inputs}
+
+    def given_pieces(self) -> Pieces | None:
+        """The pieces that the options name."""
+        if self.args.vocab_size:
+            return None
+        if self.args.sentencepiece_model:
+            return Pieces.of_sentencepiece(self.args.sentencepiece_model)
+        return Pieces.of_gpt2(self.args.gpt2_encoder_json, self.args.gpt2_vocab_bpe)
+
+    def check_pieces(self) -> None:
+        """Before hours of work: pieces that do not fit the text or the dictionary are refused."""
+        if (pieces := self.given_pieces()) is None:
+            return
+        encoder = pieces.load()
+        lines = [text.strip() for _, text in itertools.islice(read_lines(self.args.train[0]), 1000)]
+        encoded = [piece for line in encoder.encode(lines) for piece in line.split()]
+        if isinstance(encoder, SentencePieceEncoder):
+            known, model = set(encoder.pieces), self.args.sentencepiece_model
+            reason = f"the SentencePiece model {model} was not made for this text, name another one"
+        else:
+            known, reason = read_dictionary(self.args.gpt2_dict), wrong_dictionary(self.args.gpt2_dict)
+        check_known(sum(piece not in known for piece in encoded), len(encoded), "train", reason)
+
+    # Text ---------------------------------------------------------------------------------------------
+    def plan(self, settings: dict[str, Any]) -> dict[str, list[list[Block]]]:
+        """Which blocks of text each shard gets; the pieces are learned from the same reading of the text.
+
+        The settings are written as soon as nothing in them can be refused any more.
+        """
+        begun = self.settings_file.exists()
+        learn = bool(self.args.vocab_size) and not (begun and (self.out / SENTENCEPIECE).exists())
+        path = self.work / "plan.json"
+        if begun and path.exists() and not learn:
+            plan = read_json(path)
+            self.report_unbroken([Path(name) for name in plan.pop("unbroken")])
+        else:
+            sample = Sample(self.args.vocab_lines, self.args.seed) if learn else None
+            train, unbroken = self.scan_train(sample)
+            self.report_unbroken(unbroken)
+            plan = {"train": train}
+            for split in self.held_out:
+                found = scan(self.texts[split], BLOCK_BYTES, BLOCK_BYTES, self.limit, None)
+                plan[split] = deal(found.units, 1)
+            model = self.learn_pieces(sample.lines) if sample else None
+            write_json(self.settings_file, settings)
+            if model:
+                with whole_file(self.out / SENTENCEPIECE) as temporary:
+                    temporary.write_bytes(model)
+            write_json(path, {**plan, "unbroken": [str(path) for path in unbroken]})
+        if given := self.given_pieces():
+            for name, file in given.files.items():
+                if not (self.out / name).exists():
+                    copy_file(file, self.out / name)
+        return {split: [[Block(*block) for block in shard] for shard in plan[split]] for split in plan}
+
+    def scan_train(self, sample: Sample | None) -> tuple[list[list[Block]], list[Path]]:
+        """The blocks of every shard, and the files that have no documents."""
+        files, shards = self.args.train, self.args.shards
+        share = sum(path.stat().st_size for path in files) // shards
+        unit_bytes = min(BLOCK_BYTES, max(1, share // 50))
+        found = scan(files, unit_bytes, 4 * unit_bytes, self.limit, sample)
+        if len(found.units) < shards:
+            found = scan(files, 1, 4 * unit_bytes, self.limit, None)
+        if len(found.units) < shards:
+            if not self.args.smoke:
+                raise PreparationError(
+                    f"--shards {shards} is too much for the {found.documents} documents of the training text: "
+                    f"give at most {len(found.units)}"
+                )
+            shards = len(found.units)
+            print(f"so little text fills only {shards} of {self.args.shards} shards")
+        return deal(found.units, shards), found.unbroken
+
+    def report_unbroken(self, files: Sequence[Path]) -> None:
+        """Say that lines are not documents, or refuse it."""
+        for path in files:
+            if self.args.require_documents:
+                raise PreparationError(
+                    f"{path} has no blank lines between documents: add them, or leave out --require-documents"
+                )
+            print(f"{path} has no blank lines between documents: it is split between shards at lines")
+
+    def learn_pieces(self, lines: Sequence[str]) -> bytes:
+        """Train SentencePiece; returns the model."""
+        import sentencepiece
+
+        print(f"learning {self.args.vocab_size:,} pieces from {len(lines):,} lines")
+        model = BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(UNKNOWN_WORD.sub(" ", line) for line in lines),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=self.args.vocab_size,
+                hard_vocab_limit=not self.args.smoke,
+                max_sentence_length=1 << 30,  # longer lines would be left out
+                num_threads=1,  # the number is part of the model
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            message = one_line(error)
+            if most := re.search(r"value <= (\d+)", message):
+                message = f"this text has only {most[1]} pieces, give at most that"
+            elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+                message = f"the characters of this text alone take {least[1]}, give more than that"
+            raise PreparationError(f"--vocab-size {self.args.vocab_size} does not work: {message}") from error
+        return model.getvalue()
+
+    # Pieces -------------------------------------------------------------------------------------------
+    def encode(self, plan: dict[str, list[list[Block]]], shards: Sequence[int], need_held_out: bool) -> None:
+        """Write the pieces of every shard that is not binarised yet, and of valid and test."""
+        tasks = [(f"shard{number}", "train", plan["train"][number]) for number in shards]
+        if need_held_out:
+            tasks += [(split, split, plan[split][0]) for split in self.held_out]
+        tasks = [task for task in tasks if not self.encoded(task[0])]
+        if not tasks:
+            return
+        given = self.given_pieces()
+        pieces = Pieces({name: self.out / name for name in (given.files if given else [SENTENCEPIECE])})
+        pieces.load()  # its errors are better told here than by a worker
+        pool = ProcessPoolExecutor(
+            self.args.workers, multiprocessing.get_context("fork"), _start_worker, (pieces, os.getpid())
+        )
+        total = sum(block.end - block.start for _, _, blocks in tasks for block in blocks)
+        try:
+            with progress(total, "encoding") as bar:
+                for name, split, blocks in tasks:
+                    self.encode_text(pool, name, self.texts[split], blocks, bar)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def encoded(self, name: str) -> bool:
+        """Whether the pieces of a text are there, whole."""
+        return (self.work / name).exists() and (self.work / f"{name}.json").exists()
+
+    def encode_text(
+        self, pool: ProcessPoolExecutor, name: str, files: Sequence[Path], blocks: Sequence[Block], bar: tqdm
+    ) -> None:
+        """Write one text of pieces, then a JSON file with its counts, which says that the text is whole."""
+        counts: Counter[str] = Counter()
+        lines, gap, file = 0, False, -1
+        tasks = ((files[block.file], block.start, block.end) for block in blocks)
+        with whole_file(self.work / name) as temporary, open(temporary, "w", encoding="utf-8") as target:
+            for block, (text, found) in zip(blocks, in_order(pool, tasks, 2 * self.args.workers), strict=True):
+                gap = gap or block.new_document or block.file != file or text.startswith("\n")
+                if kept := text.strip("\n"):
+                    if gap and lines:
+                        target.write("\n")
+                        lines += 1
+                    target.write(f"{kept}\n")
+                    lines += kept.count("\n") + 1
+                    gap = text.endswith("\n\n")
+                file = block.file
+                counts.update(found)
+                bar.update(block.end - block.start)
+        if not lines:
+            raise PreparationError(f"the text for {name} has no pieces: give another model, or other text")
+        # Only SentencePiece's dictionary is counted.
+        write_json(
+            self.work / f"{name}.json", {"lines": lines, "counts": counts if self.args.gpt2_dict is None else {}}
+        )
+
+    def write_dictionary(self, shards: int) -> None:
+        """Write OUT/dict.txt: GPT-2's as it is, for SentencePiece every piece with its count in the training text."""
+        if self.dictionary.exists():
+            return
+        if self.args.gpt2_dict:
+            copy_file(self.args.gpt2_dict, self.dictionary)
+            return
+        counts: Counter[str] = Counter()
+        for number in range(shards):
+            counts.update(read_json(self.work / f"shard{number}.json")["counts"])
+        pieces = [
+            piece for piece in SentencePieceEncoder(self.out / SENTENCEPIECE).pieces if piece not in SPECIAL_SYMBOLS
+        ]
+        pieces.sort(key=lambda piece: -counts[piece])
+        with whole_file(self.dictionary) as temporary:
+            temporary.write_text("".join(f"{piece} {counts[piece]}\n" for piece in pieces), encoding="utf-8")
+
+    # Binarised files ----------------------------------------------------------------------------------
+    def names(self, *splits: str) -> list[str]:
+        """The files of splits in a data folder."""
+        return [f"{split}.{ending}" for split in splits for ending in ("bin", "idx")]
+
+    def finished(self, shard: Path) -> bool:
+        """Whether a data folder has all of its files."""
+        return all((shard / name).is_file() for name in [DICTIONARY, *self.names(*self.texts)])
+
+    def binarise(self, number: int, shards: Sequence[Path]) -> None:
+        """Make one data folder; valid and test are the same files in all of them."""
+        shard = shards[number]
+        other = next((other for other in shards if self.finished(other)), None)
+        print(f"binarising {shard.name}")
+        if shard.exists():
+            shutil.rmtree(shard)
+        with whole_folder(shard) as temporary:
+            prefixes = {"train": f"shard{number}"}
+            if other is None:
+                prefixes.update((split, split) for split in self.held_out)
+            self.preprocess(temporary, prefixes)
+            if other is not None:
+                for name in self.names(*self.held_out):
+                    try:
+                        os.link(other / name, temporary / name)
+                    except OSError:  # not every file system has links
+                        shutil.copyfile(other / name, temporary / name)
+            shutil.copyfile(self.dictionary, temporary / DICTIONARY)
+        (self.work / f"shard{number}").unlink()
+
+    def preprocess(self, folder: Path, prefixes: dict[str, str]) -> None:
+        """Run fairseq-preprocess, and see that it took every line."""
+        command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", "--only-source", "--destdir", str(folder)]
+        command += ["--srcdict", str(self.dictionary), "--workers", str(self.args.workers)]
+        for split, name in prefixes.items():
+            command += [f"--{split}pref", name]  # relative: fairseq takes a comma for the start of another prefix
+        done = subprocess.run(
+            command, cwd=self.work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        taken = {name: int(lines) for name, lines in re.findall(r"\] (\S+): (\d+) sents, ", done.stdout)}
+        written = {name: read_json(self.work / f"{name}.json")["lines"] for name in prefixes.values()}
+        if done.returncode or taken != written:
+            log = self.out / "fairseq-preprocess.log"
+            log.write_text(done.stdout, encoding="utf-8")
+            raise PreparationError(f"fairseq-preprocess failed or lost lines: all that it printed is in {log}")
+        (folder / "preprocess.log").unlink()
+        counts = re.findall(r"\] (\S+): (\d+) sents, (\d+) tokens", done.stdout)
+        for name, lines, tokens in counts:
+            print(f"  {name}: {int(lines):,} lines, {int(tokens):,} tokens")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare OUT; returns the exit code."""
+    parser = argparse.ArgumentParser(description="plain text to data folders for fairseq's masked_lm")
+    text = parser.add_argument_group("text")
+    text.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE")
+    text.add_argument("--valid", type=Path, required=True, metavar="FILE")
+    text.add_argument("--test", type=Path, metavar="FILE")
+    text.add_argument("--require-documents", action="store_true", help="refuse training text without blank lines")
+    pieces = parser.add_argument_group("pieces: one of --vocab-size, --sentencepiece-model, and the three of GPT-2")
+    pieces.add_argument("--vocab-size", type=_positive, metavar="N", help="learn N pieces by SentencePiece")
+    pieces.add_argument("--vocab-lines", type=_positive, default=500000, metavar="N", help="from at most N lines")
+    pieces.add_argument("--seed", type=int, default=1, help="decides which lines")
+    pieces.add_argument("--sentencepiece-model", type=Path, metavar="FILE")
+    pieces.add_argument("--gpt2-encoder-json", type=Path, metavar="FILE")
+    pieces.add_argument("--gpt2-vocab-bpe", type=Path, metavar="FILE")
+    pieces.add_argument("--gpt2-dict", type=Path, metavar="FILE", help="the published dict.txt")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--shards", type=_positive, default=1, metavar="N", help="data folders; one is one epoch")
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--smoke", action="store_true", help=f"only the first {SMOKE_LINES} lines, to OUT/smoke")
+    args = parser.parse_args(argv)
+    gpt2 = [args.gpt2_encoder_json, args.gpt2_vocab_bpe, args.gpt2_dict]
+    if any(gpt2) and not all(gpt2):
+        parser.error("--gpt2-encoder-json, --gpt2-vocab-bpe and --gpt2-dict belong together: give all three")
+    if sum(map(bool, (args.vocab_size, args.sentencepiece_model, args.gpt2_dict))) != 1:
+        parser.error("give one of --vocab-size, --sentencepiece-model, and the three of GPT-2")
+    return run("prepare_corpus.py", Preparation(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

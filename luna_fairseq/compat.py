@@ -159,7 +159,10 @@ def _check_data_and_sizes() -> None:
     * ``data_utils.load_indexed_dataset``: fairseq finds out only when training comes to the missing part.
     * ``Trainer.load_checkpoint``: fairseq says "please ensure that the architectures match" whatever is
       wrong, and takes an optimizer state of other shapes, with which the first update fails.
+    * ``checkpoint_utils.load_model_ensemble_and_task``, which loads for evaluation: fairseq takes random
+      weights for a classification head that the checkpoint lacks or has in another size.
     """
+    from fairseq import checkpoint_utils
     from fairseq.data import data_utils
     from fairseq.trainer import Trainer
 
@@ -168,6 +171,7 @@ def _check_data_and_sizes() -> None:
 
     load_dataset = data_utils.load_indexed_dataset
     load_checkpoint = Trainer.load_checkpoint
+    load_models = checkpoint_utils.load_model_ensemble_and_task
 
     @functools.wraps(load_dataset)
     def load_complete(path: str, *args: Any, **kwargs: Any) -> Any:
@@ -186,6 +190,15 @@ def _check_data_and_sizes() -> None:
         check_optimizer(self._optimizer, filename)
         return extra_state
 
+    @functools.wraps(load_models)
+    def load_whole(filenames: List[str], *args: Any, **kwargs: Any) -> Any:
+        models, cfg, task = load_models(filenames, *args, **kwargs)
+        for filename, model in zip(filenames, models, strict=False):
+            for reason in getattr(model, "fresh_heads", {}).values():
+                raise CheckpointMismatch(f"{filename} cannot be evaluated so: {reason}")
+        return models, cfg, task
+
+    checkpoint_utils.load_model_ensemble_and_task = load_whole
     data_utils.load_indexed_dataset = load_complete
     Trainer.load_checkpoint = load_matching
 

@@ -136,6 +136,17 @@ def test_fine_tune_every_head(lm_corpus: LMCorpus, pretrained: Path, tmp_path: P
         *(*PAIRS, "--classification-head-name", head, "--num-workers", "0", "--data-buffer-size", "0"),
     )
     accuracy = float(re.findall(r"valid on 'valid' subset \| .*accuracy ([\d.]+)", validated)[-1])
+    if head == "pooling_classification_head":
+        for wrong, message in (
+            (["--classification-head-name", "mnli"], f"it has no head mnli, its heads are: {head}"),
+            (["--num-classes", "3"], f"its head {head} has 2 classes and --num-classes is 3"),
+        ):
+            said = run_command(
+                *("fairseq-validate", data, "--user-dir", USER_DIR, "--path", checkpoint, "--cpu", *PAIRS),
+                *("--classification-head-name", head, "--batch-size", "4", *wrong),
+                code=1,
+            )
+            assert message in _last_line(said)
 
     luna = LunaBertModel.from_pretrained(str(tmp_path), "checkpoint_best.pt", str(data))
     inputs = [

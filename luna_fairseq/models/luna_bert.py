@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, cast
 
 from fairseq import hub_utils, utils
 from fairseq.dataclass import ChoiceEnum
@@ -149,6 +149,7 @@ class LunaBertModel(RobertaModel):
 
     encoder: LunaBertEncoder
     classification_heads: nn.ModuleDict
+    fresh_heads: Dict[str, str] = {}  # after loading: head without weights of the checkpoint -> why
 
     def __init__(self, args: Any, encoder: LunaBertEncoder) -> None:
         super().__init__(args, encoder)  # BERT initialisation of every Linear and Embedding
@@ -265,7 +266,21 @@ class LunaBertModel(RobertaModel):
                 (f"{body}packed_input.embeddings", 0): "--projection-length",
             },
         )
+        heads = f"{name}." if name else ""
+        heads += "classification_heads."
+        saved = {key[len(heads) :].split(".")[0] for key in state_dict if key.startswith(heads)}
+        classes = {head: state_dict[f"{heads}{head}.out_proj.weight"].size(0) for head in saved}
         super().upgrade_state_dict_named(state_dict, name)
+        # fairseq fills in the fresh weights of a head that the checkpoint lacks, or has in another size. That is
+        # right for fine-tuning; whoever loads to evaluate looks here.
+        self.fresh_heads = {}
+        for head, module in self.classification_heads.items():
+            own = cast(nn.Linear, module.out_proj).out_features
+            if head not in saved:
+                known = ", ".join(sorted(saved)) or "none"
+                self.fresh_heads[head] = f"it has no head {head}, its heads are: {known}"
+            elif classes[head] != own:
+                self.fresh_heads[head] = f"its head {head} has {classes[head]} classes and --num-classes is {own}"
 
     @classmethod
     def hub_models(cls) -> Dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from luna_fairseq import ops
 from luna_fairseq.checkpoint import translate_published_names
 from luna_fairseq.models._config import LunaConfig, check_config, nested_config, register_architectures
-from luna_fairseq.modules import LunaDecoderLayer, LunaEncoderLayer, PackedInput, WordDropout
+from luna_fairseq.modules import Dropout, LunaDecoderLayer, LunaEncoderLayer, PackedInput, WordDropout
 from luna_fairseq.modules.attention import IncrementalState
 
 
@@ -39,8 +39,11 @@ class LunaEncoder(TransformerEncoderBase):
         embed_tokens: source embeddings.
     """
 
+    dropout_module: Dropout
+
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(cfg, dictionary, embed_tokens)
+        self.dropout_module = Dropout.like(self.dropout_module)
         embed_dim = embed_tokens.embedding_dim
         self.word_dropout = WordDropout(cfg.word_dropout)
         self.packed_input = PackedInput(
@@ -138,6 +141,8 @@ class LunaDecoder(TransformerDecoderBase):
         output_projection: to use instead of a new or tied one.
     """
 
+    dropout_module: Dropout
+
     def __init__(
         self,
         cfg: Any,
@@ -148,6 +153,7 @@ class LunaDecoder(TransformerDecoderBase):
     ) -> None:
         self._layers_to_build = cfg.decoder.layers
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
+        self.dropout_module = Dropout.like(self.dropout_module)
         self.word_dropout = WordDropout(cfg.word_dropout)
         self.need_attn = True
 

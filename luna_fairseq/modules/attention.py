@@ -11,11 +11,11 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
-from fairseq.modules import FairseqDropout
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from luna_fairseq import ops
+from luna_fairseq.modules.dropout import Dropout
 
 IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
 
@@ -54,14 +54,14 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
     k_proj: nn.Module
     v_proj: nn.Module
     out_proj: nn.Module
-    dropout_module: FairseqDropout
+    dropout_module: Dropout
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = check_heads(embed_dim, num_heads, "the number of attention heads")
-        self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
+        self.dropout_module = Dropout(dropout, module_name=self.__class__.__name__)
 
     def _add_projections(self, in_dims: Dict[str, int], bias: bool, q_noise: float, qn_block_size: int) -> None:
         """Create ``<name>_proj`` for each name, Xavier uniform (gain 1/sqrt(2); 1 for ``out``)."""
@@ -89,11 +89,6 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
             saved = local_metadata.get(name, value)  # published checkpoints do not say
             if saved != value:
                 error_msgs.append(f"{prefix}{name} is {saved} in the checkpoint and {value} in this model")
-
-    @property
-    def _dropout_p(self) -> float:
-        module: Any = self.dropout_module
-        return module.p if self.training or module.apply_during_inference else 0.0
 
     def _saved(self, incremental_state: Optional[IncrementalState]) -> Dict[str, Optional[Tensor]]:
         # Called on the class: nn.Module's typing takes any attribute of a module for a tensor.
@@ -184,7 +179,7 @@ class LunaAttention(_LunaAttentionBase):
             key = _split_heads(self.pk_proj(context), heads)
             value = _split_heads(self.pv_proj(context), heads)
         weights = ops.attention_weights(query, key, context_mask) if need_weights else None
-        return _join_heads(ops.attend(query, key, value, context_mask, self._dropout_p)), weights
+        return _join_heads(ops.attend(query, key, value, context_mask, self.dropout_module.rate)), weights
 
     def forward(
         self,
@@ -233,7 +228,7 @@ class LunaAttention(_LunaAttentionBase):
         assert key is not None and value is not None
 
         q = _split_heads(self.q_proj(query), self.num_heads)
-        y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self._dropout_p)))
+        y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
         if not need_weights:
             return y, packed_out, None
         if pack_weights is None:
@@ -334,8 +329,8 @@ class CausalLunaAttention(_LunaAttentionBase):
             ops.CAUSAL_ACTIVATIONS[self.activation](scores.to(torch.promote_types(scores.dtype, torch.float32))),
             packed_mask=packed_mask,
             padding_mask=padding_mask,
-            pack_dropout=self._dropout_p,
-            unpack_dropout=self._dropout_p,
+            pack_dropout=self.dropout_module.rate,
+            unpack_dropout=self.dropout_module.rate,
             state=state,
         )
         if state is not None:

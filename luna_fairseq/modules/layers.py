@@ -11,24 +11,29 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 
 from luna_fairseq.modules.attention import CausalLunaAttention, IncrementalState, LunaAttention
+from luna_fairseq.modules.dropout import Dropout
 
 
 class _LunaLayerMixin:
     """Steps that both layers share; the modules they use are built by fairseq's layer classes."""
 
     normalize_before: bool
-    dropout_module: nn.Module
+    dropout_module: Dropout
     activation_fn: Any
-    activation_dropout_module: nn.Module
+    activation_dropout_module: Dropout
     fc1: nn.Module
     fc2: nn.Module
     final_layer_norm: nn.Module
+
+    def _own_dropout(self) -> None:
+        self.dropout_module = Dropout.like(self.dropout_module)
+        self.activation_dropout_module = Dropout.like(self.activation_dropout_module)
 
     def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x) if self.normalize_before else x
 
     def _after(self, norm: nn.Module, residual: Tensor, x: Tensor) -> Tensor:
-        x = residual + self.dropout_module(x)
+        x = self.dropout_module.add(residual, x)
         return x if self.normalize_before else norm(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -45,6 +50,7 @@ class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
+        self._own_dropout()
         self.packed_attn_layer_norm = LayerNorm(self.embed_dim)
 
     def build_self_attention(self, embed_dim: int, cfg: Any) -> LunaAttention:
@@ -96,6 +102,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
 
     def __init__(self, cfg: Any, last: bool = False) -> None:
         super().__init__(cfg)
+        self._own_dropout()
         self.last = last
         if self.normalize_before or not last:
             self.packed_attn_layer_norm: Optional[nn.Module] = LayerNorm(self.embed_dim)

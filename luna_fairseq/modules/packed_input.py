@@ -3,8 +3,10 @@
 from typing import Optional, Tuple
 
 import torch
-from fairseq.modules import FairseqDropout, LayerNorm, SinusoidalPositionalEmbedding
+from fairseq.modules import LayerNorm, SinusoidalPositionalEmbedding
 from torch import Tensor, nn
+
+from luna_fairseq.modules.dropout import Dropout
 
 
 class PackedInput(nn.Module):
@@ -53,7 +55,7 @@ class PackedInput(nn.Module):
         table = SinusoidalPositionalEmbedding.get_embedding(length, embed_dim) if positions else None
         self.register_buffer("positions", table, persistent=False)
         self.layer_norm = LayerNorm(embed_dim) if layer_norm else None
-        self.dropout_module = FairseqDropout(dropout, module_name=module_name)
+        self.dropout_module = Dropout(dropout, module_name=module_name)
 
     def forward(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Make P for a batch.

@@ -16,11 +16,13 @@ from luna_fairseq.ops.causal import (
     causal_luna_attention,
     causal_products,
 )
+from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
 
 __all__ = [
     "CAUSAL_ACTIVATIONS",
     "CausalState",
+    "add_dropout",
     "attend",
     "attention_weights",
     "causal_luna_attention",

@@ -80,3 +80,25 @@ def check_optimizer(optimizer: Any, filename: str) -> None:
                     f"this one has {tuple(parameter.shape)}; another --num-classes?): add --reset-optimizer to start "
                     "from its weights alone, or name another --save-dir"
                 )
+
+
+def check_tied_kv(state_dict: Dict[str, Any], model: Any) -> None:
+    """Say so if a checkpoint has one matrix for keys and values, and the model two, or the other way round.
+
+    Args:
+        state_dict: of the checkpoint, with our names.
+        model: what it is loaded into.
+
+    Raises:
+        CheckpointMismatch: naming the option.
+    """
+    own = {name.split(".")[-2] for name, _ in model.named_parameters() if "_proj." in name}
+    saved = {name.split(".")[-2] for name in state_dict if "_attn." in name and "_proj." in name}
+    if "pc_proj" in saved and "pk_proj" in own:
+        raise CheckpointMismatch(
+            "the checkpoint has tied keys and values: leave out --untie-luna-kv, or take a tied arch"
+        )
+    if "pk_proj" in saved and "pc_proj" in own:
+        raise CheckpointMismatch(
+            "the checkpoint has untied keys and values: add --untie-luna-kv, or take an untied arch"
+        )

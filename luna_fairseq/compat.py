@@ -13,6 +13,8 @@ import collections
 import contextlib
 import errno
 import functools
+import inspect
+import itertools
 import logging
 import os
 import pickle
@@ -57,6 +59,7 @@ def prepare() -> None:
     _keep_the_last_batch()
     _repair_replace_unk()
     _repair_break_mode_eos()
+    _repair_bf16()
     atexit.register(_stop_background_consumers)
 
 
@@ -175,9 +178,13 @@ def _check_data_and_sizes() -> None:
 
     @functools.wraps(load_dataset)
     def load_complete(path: str, *args: Any, **kwargs: Any) -> Any:
-        dataset = load_dataset(path, *args, **kwargs)
-        check_complete(path, dataset)
-        return dataset
+        combine = inspect.signature(load_dataset).bind(path, *args, **kwargs).arguments.get("combine", False)
+        for k in itertools.count():  # train, train1, ...
+            part = path + (str(k) if k > 0 else "")
+            check_complete(part)
+            if not combine or not os.path.exists(f"{part}.idx"):
+                break
+        return load_dataset(path, *args, **kwargs)
 
     @functools.wraps(load_checkpoint)
     def load_matching(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
@@ -186,6 +193,11 @@ def _check_data_and_sizes() -> None:
         except Exception as error:
             if isinstance(error.__context__, CheckpointMismatch):
                 raise error.__context__ from None
+            if isinstance(error, ValueError) and "parameter group" in str(error):
+                raise CheckpointMismatch(
+                    f"{filename} holds the optimizer of a model with other parameters: add --reset-optimizer to "
+                    "start from its weights alone, or name another --save-dir"
+                ) from error
             raise
         check_optimizer(self._optimizer, filename)
         return extra_state
@@ -272,6 +284,40 @@ def _repair_break_mode_eos() -> None:
     numpy = types.SimpleNamespace(**vars(np))
     numpy.compat = types.SimpleNamespace(long=np.int64)
     token_block_dataset.np = numpy
+
+
+def _repair_bf16() -> None:
+    """Make ``fairseq-train --bf16`` train here: fairseq 0.12.3 takes it for a wish for a TPU."""
+    import importlib.util
+
+    from fairseq import tasks
+    from fairseq.trainer import Trainer
+    from omegaconf import OmegaConf
+
+    if importlib.util.find_spec("torch_xla") is not None:
+        return
+    setup, init = tasks.setup_task, Trainer.__init__
+
+    def no_tpu(cfg: Any) -> None:
+        common = cfg.get("common") if OmegaConf.is_config(cfg) else None
+        if common is not None and common.get("bf16") and common.get("tpu"):
+            common.tpu = False
+            if cfg.criterion is not None and "tpu" in cfg.criterion:
+                cfg.criterion.tpu = False
+
+    @functools.wraps(setup)
+    def setup_task(cfg: Any, **kwargs: Any) -> Any:
+        if OmegaConf.is_config(cfg):
+            no_tpu(cfg._get_root())
+        return setup(cfg, **kwargs)
+
+    @functools.wraps(init)
+    def init_trainer(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        no_tpu(cfg)
+        init(self, cfg, *args, **kwargs)
+
+    tasks.setup_task = setup_task
+    Trainer.__init__ = init_trainer
 
 
 def _stop_background_consumers() -> None:

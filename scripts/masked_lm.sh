@@ -2,7 +2,8 @@
 # Masked-LM pretraining and fine-tuning with the configs of configs/masked_lm.
 #
 #   scripts/masked_lm.sh pretrain NAME DATA             NAME: a config; DATA: shard folders joined by ":"
-#   scripts/masked_lm.sh finetune NAME DATA CHECKPOINT  from a checkpoint, or from "scratch"; prints the dev accuracy
+#   scripts/masked_lm.sh finetune NAME DATA CHECKPOINT  from a checkpoint, or from "scratch"; prints the dev accuracy;
+#                                                       with arch=luna_untied_128 or arch=roberta for those models
 #   scripts/masked_lm.sh table                          what is finished next to the paper's figures; the rest "not run"
 #
 # DATA comes from scripts/prepare_corpus.py and scripts/prepare_finetuning.py. Every run goes on where it stopped.
@@ -51,20 +52,26 @@ absolute() {
 run() {
   local folder=$1 name=$2 smoke=() device=()
   shift 2
-  if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
   mkdir -p "$folder"
+  # Results of other data or options must not be taken for those of this run.
+  if [ -f "$folder/options" ] && ! printf '%s\n' "$@" | cmp -s - "$folder/options"; then
+    fail "$folder holds a run with other data or options ($(tr '\n' ' ' < "$folder/options")): repeat those, or set TAG to name this one"
+  fi
+  printf '%s\n' "$@" > "$folder/options"
+  if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
   if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1)
+    device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1
+      dataset.num_workers=0 dataset.data_buffer_size=0)
   fi
   [ -z "$SMOKE" ] || smoke=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
     ++model.encoder_attention_heads=2 ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
     "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1)
   echo "training $name; log: $folder/train.log"
   fairseq-hydra-train --config-dir configs/masked_lm --config-name "$name" \
-    common.user_dir="$USER_DIR" checkpoint.save_dir="$folder/checkpoints" dataset.num_workers=0 \
-    dataset.data_buffer_size=0 hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
-    | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner|Error" || true; } | cut -c1-160 \
-    || fail "training failed: see $folder/train.log"
+    common.user_dir="$USER_DIR" checkpoint.save_dir="$folder/checkpoints" \
+    hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
+    | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160 \
+    || fail "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
   touch "$folder/.trained"
 }
 
@@ -102,13 +109,13 @@ finetune() {
       --batch-size 16 --required-batch-size-multiple 1 --num-workers 0 --data-buffer-size 0 --log-format simple \
       ${SMOKE:+--skip-invalid-size-inputs-valid-test} > "$folder/validate.log" 2>&1 \
       || fail "evaluation failed: see $folder/validate.log"
-    python - "$folder" "$name" "$from" <<'PY'
+    python - "$folder" "$name" "$from" "${TAG:-}" <<'PY'
 import json, re, sys
 from pathlib import Path
 
 folder = Path(sys.argv[1])
 found = re.findall(r"valid on '\w+' subset \|.*? accuracy ([\d.]+)", (folder / "validate.log").read_text())
-result = {"config": sys.argv[2], "from": sys.argv[3], "accuracy": float(found[-1])}
+result = {"config": sys.argv[2], "from": sys.argv[3], "tag": sys.argv[4], "accuracy": float(found[-1])}
 (folder / "result.tmp").write_text(json.dumps(result) + "\n")
 (folder / "result.tmp").rename(folder / "result.json")
 PY
@@ -132,13 +139,19 @@ paper = [  # (row, figures in the order of the tasks, the pretraining config of 
     ("160 GB: RoBERTa-base", "94.8 92.8 91.9 73.50 63.61", "pretrain_roberta_160gb"),
     ("160 GB: Luna-128, tied", "94.3 91.5 91.2 71.50 61.48", "pretrain_luna_tied_128_160gb"),
     ("160 GB: Luna-128, untied", "94.6 92.2 91.3 72.25 62.08", "pretrain_luna_untied_128_160gb"),
+    ("the published luna.base.tied", "- - - - -", "luna.base.tied"),
+    ("the published luna.base.untied", "- - - - -", "luna.base.untied"),
 ]
 results = [json.loads(path.read_text()) for path in sorted(out.glob("*/result.json"))]
 
 
 def ours(config, source):
-    values = [f"{r['accuracy']:.1f}" for r in results if r["config"] == config and r["from"] == source]
-    return " / ".join(values) or "not run"
+    values = [
+        f"{r['accuracy']:.1f}" + (f" {r['tag']}" if r["tag"] else "")
+        for r in results
+        if r["config"] == config and r["from"] == source
+    ]
+    return ", ".join(values) or "not run"
 
 
 print("Dev accuracy (RACE: test accuracy), the paper's figure and (ours).\n")
@@ -165,5 +178,5 @@ command=${1:-}
 [ $# -eq 0 ] || shift
 case $command in
   pretrain | finetune | table) $command "$@" ;;
-  *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -13,6 +13,7 @@ vocab.bpe, as for a published model. OUT appears when it is finished. The data, 
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -32,6 +33,7 @@ from text_pieces import (
     PreparationError,
     check_known,
     check_settings,
+    copy_file,
     digest,
     need_file,
     one_line,
@@ -355,6 +357,9 @@ def prepare(args: argparse.Namespace) -> None:
     dictionary = args.pieces / DICTIONARY
     settings = {"script": "prepare_finetuning.py", "data": args.kind, "smoke": args.smoke}
     settings.update({name: getattr(args, name) for name in ("task", "max_passage_pieces") if name in args})
+    settings["files"] = _listing(
+        args.data / args.task if "task" in args and (args.data / args.task).is_dir() else args.data
+    )
     settings.update({name: digest(path) for name, path in {**pieces.files, DICTIONARY: dictionary}.items()})
     out = (args.out / SMOKE if args.smoke else args.out).resolve()
     # A smoke run is inside OUT, and may be there before it.
@@ -368,11 +373,21 @@ def prepare(args: argparse.Namespace) -> None:
     with whole_folder(out) as temporary:
         output = Output(temporary, pieces, dictionary, SMOKE_EXAMPLES if args.smoke else None)
         options = READERS[args.kind](args, output)
+        # Beside the data, so that whoever loads the fine-tuned model has its pieces.
+        for name, path in {**pieces.files, DICTIONARY: dictionary}.items():
+            copy_file(path, temporary / name)
         write_json(temporary / SETTINGS, settings)
         for path in out.iterdir() if out.is_dir() else ():
             os.rename(path, temporary / path.name)
     print(f"prepared: {out}")
     print(f"data for {options} --init-token 0 --separator-token 2: {out}")
+
+
+def _listing(folder: Path) -> str:
+    """A digest of the names and sizes of the data, to notice other data; RACE has 28,000 files."""
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".tsv", ".txt", ".jsonl"))
+    lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _is_smoke(path: Path) -> bool:

@@ -167,5 +167,6 @@ def test_the_paper_s_fine_tuning_settings(
     assert (cfg.dataset.batch_size, cfg.optimization.max_update, cfg.lr_scheduler.warmup_updates) == (
         batch, updates, warmup,
     )  # fmt: skip
+    assert cfg.distributed_training.distributed_world_size == 1
     assert cfg.optimization.lr[0] == 1e-5 and cfg.optimizer.weight_decay == 0.1
     assert cfg.model.activation_dropout == activation_dropout and cfg.optimization.clip_norm == 0

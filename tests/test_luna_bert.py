@@ -261,6 +261,7 @@ def test_heads_are_resized_and_loaded_as_in_roberta() -> None:
         ({"projection_length": 4}, "--projection-length"),
         ({"encoder_embed_dim": 64}, "--encoder-embed-dim"),
         ({"words": 40}, "dictionary"),
+        ({"untie_luna_kv": True}, "leave out --untie-luna-kv"),
     ],
 )
 def test_checkpoint_of_another_model_is_named(changes: Dict[str, Any], what: str) -> None:
@@ -316,7 +317,6 @@ def test_half_precision_is_close(dtype: torch.dtype) -> None:
         ({"max_positions": 0}, "--max-positions is 0"),
         ({"dropout": 1.5}, "--dropout is 1.5"),
         ({"pooler_dropout": -1.0}, "--pooler-dropout is -1.0"),
-        ({"spectral_norm_classification_head": True, "quant_noise_pq": 0.1}, "--spectral-norm-classification-head"),
     ],
 )
 def test_bad_options(changes: Dict[str, Any], message: str) -> None:

@@ -58,6 +58,14 @@ def test_from_text_to_the_table(tmp_path: Path) -> None:
         assert result["config"] == "sst2_small_luna_tied_32" and 0 <= result["accuracy"] <= 100
         assert result["from"] == ("scratch" if source == "scratch" else "wikitext2_luna_tied_32")
 
+    # The result of other data or options is not handed out.
+    said = _run(tmp_path, "scripts/masked_lm.sh", "finetune", "sst2_small_luna_tied_32", data, "scratch",
+                "optimization.lr=[0.5]", code=1)  # fmt: skip
+    assert "a run with other data or options" in said and "set TAG" in said
+    # The one clear sentence of a failure is shown.
+    said = _run(tmp_path, "scripts/masked_lm.sh", "finetune", "sst2_small_luna_untied_32", data, checkpoint, code=1)
+    assert "the checkpoint has tied keys and values" in said
+
     table = _run(tmp_path, "scripts/masked_lm.sh", "table")
     assert "| 16 GB: Luna-128, tied | 93.1 (not run) | 91.2 (not run) |" in table
     row = next(line for line in table.splitlines() if line.startswith("| luna_tied_32 |"))

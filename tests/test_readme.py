@@ -1,6 +1,7 @@
 """The commands of the README run as they stand there, on a tiny corpus and with a tiny model."""
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -68,6 +69,59 @@ def test_commands_for_your_own_data(corpus: Corpus, tmp_path: Path) -> None:
         output += done.stdout
     assert len(re.findall(r"^H-\d+", output, re.M)) == 11
     assert (tmp_path / "hydra-checkpoints" / "checkpoint_last.pt").exists()
+
+
+def test_commands_for_masked_lm(tmp_path: Path) -> None:
+    generator = random.Random(2)
+    words = "the dog runs over a small green hill and sees one sentence another joy to watch waste of time".split()
+    for split, lines in (("train", 120), ("valid", 30)):
+        text = [" ".join(generator.choice(words) for _ in range(9)) + "\n" * (1 + (i % 4 == 3)) for i in range(lines)]
+        (tmp_path / f"{split}.txt").write_text("".join(f"{line}\n" for line in text))
+        (tmp_path / "glue" / "SST-2").mkdir(parents=True, exist_ok=True)
+        rows = "".join(f"{line.strip()}\t{i % 2}\n" for i, line in enumerate(text))
+        name = {"train": "train.tsv", "valid": "dev.tsv"}[split]
+        (tmp_path / "glue" / "SST-2" / name).write_text(f"sentence\tlabel\n{rows}")
+    for folder in ("scripts", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    heading = "Masked LM: pretraining and fine-tuning"
+    commands = [
+        re.sub(r"\s*\\\n\s*", " ", command).strip()
+        for block in _blocks(heading, "bash")
+        for command in re.split(r"\n(?! )", block.strip())
+        if command.strip()
+    ]
+    (python,) = _blocks(heading, "python")
+    (tmp_path / "example.py").write_text(
+        python.replace("/absolute/path/of", str(tmp_path)).replace("masked-lm-out/", "masked-lm-out/smoke/")
+    )
+    commands.append("python example.py")
+    assert [c.split()[0] for c in commands] == [
+        "python", "scripts/masked_lm.sh", "python", "scripts/masked_lm.sh", "scripts/masked_lm.sh", "fairseq-train",
+        "fairseq-validate", "python",
+    ]  # fmt: skip
+    tiny = (
+        "--encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16 --encoder-attention-heads 2 --cpu "
+        "--data-buffer-size 0 --num-workers 0"
+    )
+    output = ""
+    for command in commands:
+        command = command.replace("--vocab-size 8000", "--vocab-size 60").replace(
+            "masked-lm-out/", "masked-lm-out/smoke/"
+        )
+        if command.startswith("fairseq-train"):
+            command = re.sub(r"--max-update \d+", "--max-update 2", f"{command} {tiny}")
+        elif command.startswith("fairseq-validate"):
+            command += " --cpu"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=tmp_path, env={**env, "SMOKE": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{(done.stdout + done.stderr)[-4000:]}"
+        output += done.stdout
+    assert len(re.findall(r"^0\.\d{3} The dog runs over the", output, re.M)) == 3
+    assert "| luna_tied_32 |" in output and "tensor([[" in output
 
 
 def test_what_the_readme_names_exists() -> None:

@@ -1,12 +1,14 @@
 """The Python interface to a trained masked-LM model: fairseq's RoBERTa interface, and the packed sequence."""
 
 import os
+import re
 from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from fairseq import utils
 from fairseq.data.data_utils import collate_tokens
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
@@ -40,6 +42,20 @@ def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     return options
 
 
+class _KeepUnknownWords:
+    """SentencePiece that leaves a word written ``<unk>`` alone, as scripts/prepare_corpus.py does."""
+
+    def __init__(self, bpe: SentencepieceBPE) -> None:
+        self.bpe = bpe
+
+    def encode(self, text: str) -> str:
+        parts = re.split(r"(?<!\S)<unk>(?!\S)", text)
+        return " ".join(" <unk> ".join(self.bpe.encode(part) for part in parts).split())
+
+    def decode(self, pieces: str) -> str:
+        return self.bpe.decode(re.sub(r"(?<!\S)<unk>(?!\S)", "\u2581<unk>", pieces))
+
+
 class LunaHubInterface(RobertaHubInterface):
     """What ``LunaBertModel.from_pretrained`` returns.
 
@@ -48,13 +64,24 @@ class LunaHubInterface(RobertaHubInterface):
     one batch. ``train()`` and ``eval()`` switch dropout; it begins in evaluation mode.
     """
 
+    bpe: Any
+
+    def __init__(self, cfg: Any, task: Any, model: Any) -> None:
+        super().__init__(cfg, task, model)
+        if isinstance(self.bpe, SentencepieceBPE):
+            self.bpe = _KeepUnknownWords(self.bpe)
+        dictionary = task.source_dictionary
+        # Padding of the dictionary, which fairseq-preprocess adds, is in no text either.
+        filler = [i for i in range(len(dictionary)) if dictionary[i].startswith("madeupword")]
+        self._control = torch.tensor([*range(dictionary.nspecial), dictionary.index("<mask>"), *filler])
+
     def encode(self, sentence: str, *addl_sentences: str, no_separator: bool = False) -> Tensor:
         self._check_pieces()
         return super().encode(sentence, *addl_sentences, no_separator=no_separator)
 
     def decode(self, tokens: Tensor) -> Union[str, List[str]]:
         self._check_pieces()
-        return super().decode(tokens)
+        return super().decode(tokens[tokens.ne(self.task.source_dictionary.pad())])
 
     def _check_pieces(self) -> None:
         if self.bpe is None:
@@ -69,6 +96,8 @@ class LunaHubInterface(RobertaHubInterface):
             return inputs if inputs.dim() == 2 else inputs.unsqueeze(0)
         if isinstance(inputs, (str, tuple)):
             inputs = [inputs]
+        if not inputs:
+            raise ValueError("an empty list: give at least one sentence")
         rows: List[Tensor] = []
         for item in inputs:
             if isinstance(item, Tensor):
@@ -114,7 +143,7 @@ class LunaHubInterface(RobertaHubInterface):
             )
 
     def predict(self, head: str, tokens: Union[Text, Sequence[Text]], return_logits: bool = False) -> Tensor:
-        """Log-probabilities of the classes.
+        """Log-probabilities of the classes; the plain score of a head with a single output.
 
         Args:
             head: name of a classification head.
@@ -130,7 +159,8 @@ class LunaHubInterface(RobertaHubInterface):
         tokens = self.batch(tokens)
         self._check_length(tokens)
         logits, _ = self.model(tokens.to(self.device), classification_head_name=head)
-        return logits if return_logits else F.log_softmax(logits, dim=-1)
+        # One output is a regression or the score of a candidate: its softmax would always be 1.
+        return logits if return_logits or logits.size(-1) == 1 else F.log_softmax(logits, dim=-1)
 
     def fill_mask(
         self, masked_input: Union[str, Sequence[str]], topk: int = 5
@@ -146,12 +176,14 @@ class LunaHubInterface(RobertaHubInterface):
             Control symbols are no guesses; the probabilities are over the whole dictionary.
 
         Raises:
-            ValueError: if ``<mask>`` is missing or there twice, or for more symbols than the model has
-                positions.
+            ValueError: if ``<mask>`` is missing or there twice, for more symbols than the model has
+                positions, or a ``topk`` beyond the dictionary.
         """
         self._check_pieces()
         texts = [masked_input] if isinstance(masked_input, str) else list(masked_input)
         dictionary = self.task.source_dictionary
+        if not 1 <= topk <= len(dictionary) - len(self._control):
+            raise ValueError(f"topk is {topk}: choose from 1 to {len(dictionary) - len(self._control)}")
         rows = []
         for text in texts:
             if text.count("<mask>") != 1:
@@ -166,8 +198,7 @@ class LunaHubInterface(RobertaHubInterface):
         with torch.no_grad(), utils.model_eval(self.model):
             logits, _ = self.model(tokens, masked_tokens=tokens.eq(self.task.mask_idx))
         probabilities = logits.float().softmax(dim=-1)
-        control = [*range(dictionary.nspecial), self.task.mask_idx]
-        values, indices = probabilities.index_fill(1, logits.new_tensor(control).long(), 0.0).topk(topk)
+        values, indices = probabilities.index_fill(1, self._control.to(self.device), 0.0).topk(topk)
 
         results = []
         for text, row_values, row_indices in zip(texts, values.tolist(), indices.tolist(), strict=True):
@@ -177,7 +208,7 @@ class LunaHubInterface(RobertaHubInterface):
                 piece = self.bpe.decode(symbol)
                 if symbol.startswith("\u2581"):  # SentencePiece's sign for a space, lost at the start of a text
                     piece = f" {piece}"
-                place = " <mask>" if " <mask>" in text and piece.startswith(" ") else "<mask>"
+                place = " <mask>" if " <mask>" in text else "<mask>"  # a piece brings its space along
                 guesses.append((text.replace(place, piece), value, piece))
             results.append(guesses)
         return results[0] if isinstance(masked_input, str) else results

@@ -17,7 +17,7 @@ from fairseq.utils import make_positions
 from torch import Tensor, nn
 
 from luna_fairseq import ops
-from luna_fairseq.checkpoint import translate_published_names
+from luna_fairseq.checkpoint import check_tied_kv, translate_published_names
 from luna_fairseq.models._config import LunaConfig, check_config, nested_config, register_architectures
 from luna_fairseq.modules import Dropout, LunaDecoderLayer, LunaEncoderLayer, PackedInput, WordDropout
 from luna_fairseq.modules.attention import IncrementalState
@@ -306,6 +306,7 @@ class LunaModel(TransformerModelBase):
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         translate_published_names(state_dict)
+        check_tied_kv(state_dict, self)
         super().upgrade_state_dict_named(state_dict, name)
 
 

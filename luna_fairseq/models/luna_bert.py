@@ -11,7 +11,7 @@ from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
-from luna_fairseq.checkpoint import check_shapes, translate_published_names
+from luna_fairseq.checkpoint import check_shapes, check_tied_kv, translate_published_names
 from luna_fairseq.models._config import (
     LunaOptions,
     check_probabilities,
@@ -56,9 +56,6 @@ class LunaBertConfig(LunaOptions, _EncoderOptions):
     )
     load_checkpoint_heads: bool = field(
         default=False, metadata={"help": "register and load the classification heads that a checkpoint holds"}
-    )
-    spectral_norm_classification_head: bool = field(
-        default=False, metadata={"help": "apply spectral normalization on the classification head"}
     )
 
 
@@ -208,8 +205,13 @@ class LunaBertModel(RobertaModel):
             ``[B, num_classes]`` from a head; and the dictionary of :meth:`LunaBertEncoder.extract_features`.
 
         Raises:
-            ValueError: for a head that the model does not have.
+            ValueError: for a head that the model does not have, or more symbols than positions.
         """
+        if src_tokens.size(1) > self.max_positions():
+            raise ValueError(
+                f"an input has {src_tokens.size(1)} symbols and the model {self.max_positions()} positions: "
+                "shorten it"
+            )
         if classification_head_name is None:
             return self.encoder(src_tokens, features_only, return_all_hiddens, **kwargs)
         if classification_head_name not in self.classification_heads:
@@ -246,7 +248,6 @@ class LunaBertModel(RobertaModel):
             pooler_dropout=args.pooler_dropout,
             q_noise=args.quant_noise_pq,
             qn_block_size=args.quant_noise_pq_block_size,
-            do_spectral_norm=args.spectral_norm_classification_head,
         )
         head.apply(init_bert_params)
         self.classification_heads[name] = head
@@ -254,6 +255,7 @@ class LunaBertModel(RobertaModel):
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         translate_published_names(state_dict)
+        check_tied_kv(state_dict, self)
         body = f"{name}." if name else ""
         body += "encoder.sentence_encoder."
         check_shapes(
@@ -313,7 +315,8 @@ class LunaBertModel(RobertaModel):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")
         start = model_name_or_path if data_name_or_path.startswith(".") else ""
-        folder = os.path.abspath(os.path.join(start, data_name_or_path))
+        first_shard = utils.split_paths(data_name_or_path)[0]
+        folder = os.path.abspath(os.path.join(start, first_shard))
         dictionaries = [os.path.join(folder, part, "dict.txt") for part in ("", "input0")]
         if not any(map(os.path.isfile, dictionaries)):
             raise FileNotFoundError(
@@ -344,10 +347,6 @@ def _check_bert_config(args: Any, task: Any) -> None:
         raise ValueError(
             f"--tokens-per-sample is {block} and the model has --max-positions {args.max_positions}: lower the "
             "one or raise the other"
-        )
-    if args.spectral_norm_classification_head and args.quant_noise_pq > 0:
-        raise ValueError(
-            "--spectral-norm-classification-head does not go with --quant-noise-pq: leave one of them out"
         )
 
 

@@ -1,10 +1,13 @@
 """What the tasks check before they read data: one clear sentence instead of an error from deep inside."""
 
 import os
-from typing import Any, Iterable
+import struct
+from typing import Iterable
 
 import numpy as np
 from fairseq.data import indexed_dataset
+
+_INDEX_HEAD = struct.Struct("<9sQBQ")  # magic, version, type, number of entries
 
 
 class DataError(ValueError):
@@ -26,25 +29,40 @@ def check_dictionary(*path: str, remedy: str = "run fairseq-preprocess, or name 
         raise FileNotFoundError(f"dictionary {name} does not exist: {remedy}")
 
 
-def check_complete(path: str, dataset: Any) -> None:
-    """Compare a binarised file with its index.
+def check_complete(path: str) -> None:
+    """Compare a binarised file with its index, without loading either.
 
     Args:
-        path: without ``.bin`` and ``.idx``.
-        dataset: what was loaded from there; only fairseq's memory-mapped kind is checked.
+        path: without ``.bin`` and ``.idx``; nothing there, or data of another kind than fairseq's memory-mapped
+            one, passes.
 
     Raises:
-        DataError: if the file holds less than the index says, as after an interrupted fairseq-preprocess.
+        DataError: if one of the files is missing or shorter than it should be, as after an interrupted
+            fairseq-preprocess.
     """
-    if not isinstance(dataset, indexed_dataset.MMapIndexedDataset) or len(dataset) == 0:
+    data, index = indexed_dataset.data_file_path(path), indexed_dataset.index_file_path(path)
+    there = [name for name in (data, index) if os.path.exists(name)]
+    if not there:
         return
-    wanted = int(dataset.sizes.sum(dtype=np.int64)) * np.dtype(dataset._index.dtype).itemsize
-    name = indexed_dataset.data_file_path(path)
-    found = os.path.getsize(name)
-    if found < wanted:
+    if len(there) == 1:
+        raise DataError(f"{there[0]} is there without its .bin or .idx: run the preparation again")
+    magic = indexed_dataset.MMapIndexedDataset.Index._HDR_MAGIC
+    with open(index, "rb") as file:
+        head = file.read(_INDEX_HEAD.size)
+    if head[: len(magic)] != magic[: len(head)]:
+        return
+    entries = item = 0
+    if len(head) == _INDEX_HEAD.size:
+        _, _, code, entries = _INDEX_HEAD.unpack(head)
+        item = np.dtype(indexed_dataset._code_to_dtype[code]).itemsize
+    # A size (4 bytes) and a place (8) for each entry.
+    if len(head) < _INDEX_HEAD.size or os.path.getsize(index) < len(head) + 12 * entries:
+        raise DataError(f"{index} is damaged or only half written: run the preparation again")
+    wanted = int(np.fromfile(index, np.int32, entries, offset=len(head)).sum(dtype=np.int64)) * item
+    if os.path.getsize(data) < wanted:
         raise DataError(
-            f"{name} has {found} bytes and its index asks for {wanted}: it was only half written; run the "
-            "preparation again"
+            f"{data} has {os.path.getsize(data)} bytes and its index asks for {wanted}: it was only half written; "
+            "run the preparation again"
         )
 
 
@@ -67,3 +85,9 @@ def check_labels(labels: Iterable[int], num_classes: int, where: str) -> None:
                 f"the label of example {i} in {where} {known} and --num-classes is {num_classes}: correct "
                 "--num-classes, or prepare the data again"
             )
+
+
+def check_count(path: str, labels: int, examples: int) -> None:
+    """Raise :class:`DataError` if a file has another number of labels than there are examples."""
+    if labels != examples:
+        raise DataError(f"{path} has {labels} labels for {examples} examples: prepare the data again")

@@ -1,8 +1,10 @@
 """fairseq's masked-LM task, with its data checked and whole-word masking repaired."""
 
+import os
 from typing import Any
 
 from fairseq import utils
+from fairseq.data import data_utils
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 from luna_fairseq.tasks._checks import DataError, check_dictionary, check_folder
@@ -36,6 +38,14 @@ class CheckedMaskedLMTask(MaskedLMTask):
                     "--mask-whole-words needs to know where words begin: add --bpe (with its files, such as "
                     "--sentencepiece-model)"
                 )
+        if split == "train" and split not in self.datasets:
+            # A later shard that is damaged must not stop the run after days.
+            for folder in utils.split_paths(self.cfg.data):
+                path = os.path.join(folder, split)
+                if data_utils.load_indexed_dataset(path, self.source_dictionary, combine=combine) is None:
+                    raise FileNotFoundError(
+                        f"{path}.bin does not exist: every shard needs it; prepare the data again"
+                    )
         super().load_dataset(split, epoch, combine, **kwargs)
 
     def _load_dataset_split(self, split: str, epoch: int, combine: bool) -> Any:

@@ -3,11 +3,12 @@
 import os
 from typing import Any
 
+from fairseq import models
 from fairseq.data import data_utils
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 
-from luna_fairseq.tasks._checks import DataError, check_dictionary, check_folder, check_labels
+from luna_fairseq.tasks._checks import DataError, check_count, check_dictionary, check_folder, check_labels
 
 
 class CheckedSentencePredictionTask(SentencePredictionTask):
@@ -29,14 +30,26 @@ class CheckedSentencePredictionTask(SentencePredictionTask):
         """Load a split.
 
         Raises:
-            DataError: for a label outside ``--num-classes``.
+            DataError: for missing labels, or a label outside ``--num-classes``.
         """
         path = os.path.join(self.cfg.data, "label", split)
-        if not self.cfg.regression_target:
+        count = None
+        if self.cfg.regression_target:
+            path += ".label"
+            if os.path.exists(path):
+                with open(path) as lines:
+                    count = sum(1 for _ in lines)
+        else:
             labels = data_utils.load_indexed_dataset(path, self.label_dictionary, combine=combine)
             if labels is not None:
-                first = self.label_dictionary.nspecial
-                check_labels((int(labels[i][0]) - first for i in range(len(labels))), self.cfg.num_classes, path)
+                count, first = len(labels), self.label_dictionary.nspecial
+                check_labels((int(labels[i][0]) - first for i in range(count)), self.cfg.num_classes, path)
+        if count is not None:
+            text = os.path.join(self.cfg.data, "input0", split)
+            inputs = data_utils.load_indexed_dataset(text, self.source_dictionary, combine=combine)
+            check_count(path, count, count if inputs is None else len(inputs))
+        elif split == "train":
+            raise DataError(f"{path} does not exist: training needs labels; prepare the data again")
         return super().load_dataset(split, combine, **kwargs)
 
 
@@ -48,19 +61,29 @@ class CheckedSentenceRankingTask(SentenceRankingTask):
         if args.num_classes is None or args.num_classes < 2:
             raise ValueError(f"--num-classes is {args.num_classes}: say how many candidates there are, at least 2")
         check_folder(args.data)
-        for i in range(args.num_classes + 1):
-            folder = os.path.join(args.data, f"input{i}")
-            if not os.path.isdir(folder):
-                raise DataError(f"{folder} does not exist: --num-classes {args.num_classes} needs as many candidates")
         check_dictionary(args.data, "input0", "dict.txt")
         return cls(args, super().setup_task(args, **kwargs).source_dictionary)
+
+    def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
+        # fairseq looks for the name among the options of the model, which need not hold it.
+        model = models.build_model(args, self, from_checkpoint)
+        name = getattr(self.args, "ranking_head_name", None) or "sentence_classification_head"
+        model.register_classification_head(name, num_classes=1)
+        return model
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> Any:
         """Load a split.
 
         Raises:
-            DataError: for a label that is no number of a candidate, or another number of labels than examples.
+            DataError: if there are not enough candidates, or labels; for a label that is no number of a
+                candidate.
         """
+        for i in range(self.args.num_classes + 1):
+            folder = os.path.join(self.args.data, f"input{i}")
+            if not os.path.isdir(folder):
+                raise DataError(
+                    f"{folder} does not exist: --num-classes {self.args.num_classes} needs as many candidates"
+                )
         path = os.path.join(self.args.data, "label", f"{split}.label")
         labels = None
         if os.path.exists(path):
@@ -69,7 +92,9 @@ class CheckedSentenceRankingTask(SentenceRankingTask):
             # What is no number is out of range too.
             labels = [int(line) if line.isdigit() else -1 for line in lines]
             check_labels(labels, self.args.num_classes, path)
+        elif split == "train":
+            raise DataError(f"{path} does not exist: training needs labels; prepare the data again")
         dataset = super().load_dataset(split, combine, **kwargs)
-        if labels is not None and len(labels) != len(dataset):
-            raise DataError(f"{path} has {len(labels)} labels for {len(dataset)} examples: prepare the data again")
+        if labels is not None:
+            check_count(path, len(labels), len(dataset))
         return dataset

@@ -6,7 +6,8 @@
 #   scripts/multi30k.sh score NAME...    average of the last 5 epochs, beam 5, sacreBLEU on test_2016_flickr
 #   scripts/multi30k.sh table            what is finished, as a table; the rest says "not run"
 #
-# Environment: OUT (default multi30k-out), THREADS (default 1), SMOKE=1 (a tiny run in OUT/smoke).
+# Environment: OUT (default multi30k-out), THREADS (default 1), SMOKE=1 (a tiny run in OUT/smoke); OPTIONS and TAG for a
+# search: OPTIONS="optimization.lr=[0.004] lr_scheduler.warmup_updates=300" TAG=lr4e-3 names the run NAME-lr4e-3.
 # Run it in an environment that has the plugin: PATH=.venv/bin:$PATH scripts/multi30k.sh ...
 set -euo pipefail
 CALLER=$PWD
@@ -78,19 +79,28 @@ check_name() {
 
 train() {
   need_data
-  local name smoke=()
+  local name config smoke=()
   [ -z "$SMOKE" ] || smoke=(++model.encoder_layers=1 ++model.decoder_layers=1 optimization.max_epoch=1
     "common.log_interval=1" "dataset.max_tokens=2000")
 
   for name in "$@"; do
     check_name "$name"
-    if [ -f "$OUT/$name/.trained" ]; then echo "already trained: $name"; continue; fi
+    config=$name
+    name=$name${TAG:+-$TAG}
     mkdir -p "$OUT/$name"
+    # Results of other options must not be taken for those of this run.
+    if [ -f "$OUT/$name/options" ] && [ "$(cat "$OUT/$name/options")" != "${OPTIONS:-}" ]; then
+      fail "$OUT/$name was trained with other options ($(cat "$OUT/$name/options")): repeat those, or set TAG to name this run"
+    fi
+    echo "${OPTIONS:-}" > "$OUT/$name/options"
+    if [ -f "$OUT/$name/.trained" ]; then echo "already trained: $name"; continue; fi
     echo "training $name; log: $OUT/$name/train.log"
-    fairseq-hydra-train --config-dir configs/translation --config-name "$name" \
+    # OPTIONS is a list of words.
+    # shellcheck disable=SC2086
+    fairseq-hydra-train --config-dir configs/translation --config-name "$config" \
       common.user_dir="$USER_DIR" common.cpu=true task.data="$OUT/data-bin" \
       checkpoint.save_dir="$OUT/$name/checkpoints" dataset.num_workers=0 dataset.data_buffer_size=0 \
-      hydra.run.dir="$OUT/$name/hydra" "${smoke[@]}" 2>&1 | tee -a "$OUT/$name/train.log" | { grep --line-buffered -E "valid on|train_inner|Error" || true; } | cut -c1-160 \
+      hydra.run.dir="$OUT/$name/hydra" ${OPTIONS:-} "${smoke[@]}" 2>&1 | tee -a "$OUT/$name/train.log" | { grep --line-buffered -E "valid on|train_inner|Error" || true; } | cut -c1-160 \
       || fail "training $name failed: see $OUT/$name/train.log"
     touch "$OUT/$name/.trained"
   done
@@ -101,6 +111,7 @@ score() {
   local name
   for name in "$@"; do
     check_name "$name"
+    name=$name${TAG:+-$TAG}
     [ -f "$OUT/$name/.trained" ] || fail "$name is not trained: run '$0 train $name' first"
     luna-fairseq average --inputs "$OUT/$name/checkpoints" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)" \
       --output "$OUT/$name/average.pt" > "$OUT/$name/average.log" 2>&1 || fail "averaging failed: see $OUT/$name/average.log"
@@ -126,10 +137,12 @@ from pathlib import Path
 out = Path(sys.argv[1])
 print("| config | BLEU | validation perplexity | parameters | training words/s | generation sentences/s |")
 print("|---|---|---|---|---|---|")
-for path in sorted(Path("configs/translation").glob("multi30k_*.yaml")):
-    run = out / path.stem
+configs = sorted(path.stem for path in Path("configs/translation").glob("multi30k_*.yaml"))
+runs = [run.name for config in configs for run in sorted(out.glob(f"{config}-*"))]
+for name in sorted(configs + runs):
+    run = out / name
     if not (run / "bleu.json").exists():
-        print(f"| {path.stem} | not run | | | | |")
+        print(f"| {name} | not run | | | | |")
         continue
     bleu = json.loads((run / "bleu.json").read_text())
     log = (run / "train.log").read_text()
@@ -137,7 +150,7 @@ for path in sorted(Path("configs/translation").glob("multi30k_*.yaml")):
     parameters = re.findall(r"num. shared model params: ([\d,]+)", log)[-1]
     words = statistics.median(float(x) for x in re.findall(r"train_inner.*? wps=([\d.]+)", log))
     speed = re.findall(r"\(([\d.]+) sentences/s", (run / "generate.log").read_text())[-1]
-    print(f"| {path.stem} | {bleu['score']} | {ppl} | {parameters} | {words:.0f} | {speed} |")
+    print(f"| {name} | {bleu['score']} | {ppl} | {parameters} | {words:.0f} | {speed} |")
     signature = bleu["signature"]
 print(f"\n{signature}" if "signature" in dir() else "")
 PY
@@ -147,5 +160,5 @@ command=${1:-}
 [ $# -eq 0 ] || shift
 case $command in
   prepare | train | score | table) $command "$@" ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

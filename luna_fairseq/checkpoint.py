@@ -92,13 +92,16 @@ def check_tied_kv(state_dict: Dict[str, Any], model: Any) -> None:
     Raises:
         CheckpointMismatch: naming the option.
     """
-    own = {name.split(".")[-2] for name, _ in model.named_parameters() if "_proj." in name}
-    saved = {name.split(".")[-2] for name in state_dict if "_attn." in name and "_proj." in name}
-    if "pc_proj" in saved and "pk_proj" in own:
+    # Not the attention of a classification head, which is fairseq's.
+    own, saved = (
+        {name.split(".")[-2] for name in names if ".self_attn." in name}
+        for names in ([name for name, _ in model.named_parameters()], state_dict)
+    )
+    if "c_proj" in saved and "k_proj" in own:
         raise CheckpointMismatch(
             "the checkpoint has tied keys and values: leave out --untie-luna-kv, or take a tied arch"
         )
-    if "pk_proj" in saved and "pc_proj" in own:
+    if "k_proj" in saved and "c_proj" in own:
         raise CheckpointMismatch(
             "the checkpoint has untied keys and values: add --untie-luna-kv, or take an untied arch"
         )

@@ -57,7 +57,7 @@ def test_both_command_lines_train_the_same_model_and_resume(lm_corpus: LMCorpus,
     want = _weights(tmp_path / "whole" / "checkpoint_last.pt")
     assert all(torch.equal(v, want[k]) for k, v in _weights(tmp_path / "parts" / "checkpoint_last.pt").items())
 
-    config = tmp_path / "config.yaml"
+    config = tmp_path / "mlm.yaml"
     config.write_text(f"""
 common: {{user_dir: {USER_DIR}, cpu: true, log_format: simple, log_interval: 1, seed: 3}}
 task: {{_name: masked_lm, data: '{lm_corpus.shards}', tokens_per_sample: 40}}
@@ -71,7 +71,7 @@ model: {{_name: luna_base_512, encoder_embed_dim: 16, encoder_ffn_embed_dim: 32,
 checkpoint: {{save_dir: {tmp_path / "hydra"}}}
 hydra: {{job: {{chdir: false}}, run: {{dir: {tmp_path / "log"}}}}}
 """)
-    output = run_command("fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "config")
+    output = run_command("fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "mlm")
     assert logged(output, "loss") == losses
     assert all(torch.equal(v, want[k]) for k, v in _weights(tmp_path / "hydra" / "checkpoint_last.pt").items())
 

@@ -175,8 +175,10 @@ def test_glue(
         else:
             assert reader.labels(split) == wanted
     assert sorted(path.name for path in out.iterdir()) == [
+        "dict.txt",
         *(f"input{number}" for number in range(len(columns))),
         "label",
+        "sentencepiece.model",
         "settings.json",
     ]
 
@@ -226,7 +228,9 @@ def test_sst2_as_it_is_with_smoke_and_again(pieces: Path, tmp_path: Path) -> Non
     assert "no test split: it is not there" in output
     assert "train: 403 examples" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "sst"]
-    assert sorted(path.name for path in out.iterdir()) == ["input0", "label", "settings.json", "smoke"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dict.txt", "input0", "label", "sentencepiece.model", "settings.json", "smoke",
+    ]  # fmt: skip
     before = (out / "input0" / "train.bin").stat().st_mtime_ns
     assert prepare(*options) == f"already prepared: {out}\n"
     assert (out / "input0" / "train.bin").stat().st_mtime_ns == before

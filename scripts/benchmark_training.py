@@ -26,14 +26,14 @@ from omegaconf import OmegaConf
 import luna_fairseq
 
 
-def load_config(path: Path, data: str) -> Any:
-    """What fairseq-hydra-train makes of a config."""
+def load_config(path: Path, *overrides: str) -> Any:
+    """What fairseq-hydra-train makes of a config, up to the point where it builds the model."""
     GlobalHydra.instance().clear()
     hydra_init(path.stem)
-    filled_in = ["common.user_dir=null", f"task.data='{data}'", "checkpoint.save_dir=unused"]
     with initialize_config_dir(str(path.resolve().parent), version_base="1.1"):
-        cfg = compose(path.stem, overrides=filled_in)
-    del ConfigStore.instance().repo[f"{path.stem}.yaml"]  # or it would be taken for the schema of the next one
+        cfg = compose(path.stem, overrides=list(overrides))
+    # The command checks only the config that it is given against fairseq's schema, so forget the name again.
+    del ConfigStore.instance().repo[f"{path.stem}.yaml"]
     add_defaults(cfg)
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
 
@@ -49,7 +49,7 @@ class Run:
 
     def __init__(self, path: Path, data: str, device: torch.device) -> None:
         self.name = path.stem
-        self.cfg = load_config(path, data)
+        self.cfg = load_config(path, "common.user_dir=null", f"task.data='{data}'", "checkpoint.save_dir=unused")
         utils.set_torch_seed(self.cfg.common.seed)
         self.task = tasks.setup_task(self.cfg.task)
         self.model = self.task.build_model(self.cfg.model).to(device)

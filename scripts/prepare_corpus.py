@@ -36,6 +36,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from text_pieces import (
     BYTE_ORDER_MARK,
     DICTIONARY,
@@ -52,6 +54,7 @@ from text_pieces import (
     digest,
     need_file,
     one_line,
+    positive,
     read_dictionary,
     read_json,
     read_lines,
@@ -61,7 +64,6 @@ from text_pieces import (
     write_json,
     wrong_dictionary,
 )
-from tqdm import tqdm
 
 BLOCK_BYTES = 1 << 20
 SMOKE_LINES = 2000
@@ -525,13 +527,6 @@ class Preparation:
             print(f"  {name}: {int(lines):,} lines, {int(tokens):,} tokens")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare OUT; returns the exit code."""
     parser = argparse.ArgumentParser(description="plain text to data folders for fairseq's masked_lm")
@@ -541,16 +536,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     text.add_argument("--test", type=Path, metavar="FILE")
     text.add_argument("--require-documents", action="store_true", help="refuse training text without blank lines")
     pieces = parser.add_argument_group("pieces: one of --vocab-size, --sentencepiece-model, and the three of GPT-2")
-    pieces.add_argument("--vocab-size", type=_positive, metavar="N", help="learn N pieces by SentencePiece")
-    pieces.add_argument("--vocab-lines", type=_positive, default=500000, metavar="N", help="from at most N lines")
+    pieces.add_argument("--vocab-size", type=positive, metavar="N", help="learn N pieces by SentencePiece")
+    pieces.add_argument("--vocab-lines", type=positive, default=500000, metavar="N", help="from at most N lines")
     pieces.add_argument("--seed", type=int, default=1, help="decides which lines")
     pieces.add_argument("--sentencepiece-model", type=Path, metavar="FILE")
     pieces.add_argument("--gpt2-encoder-json", type=Path, metavar="FILE")
     pieces.add_argument("--gpt2-vocab-bpe", type=Path, metavar="FILE")
     pieces.add_argument("--gpt2-dict", type=Path, metavar="FILE", help="the published dict.txt")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--shards", type=_positive, default=1, metavar="N", help="data folders; one is one epoch")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--shards", type=positive, default=1, metavar="N", help="data folders; one is one epoch")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--smoke", action="store_true", help=f"only the first {SMOKE_LINES} lines, to OUT/smoke")
     args = parser.parse_args(argv)
     gpt2 = [args.gpt2_encoder_json, args.gpt2_vocab_bpe, args.gpt2_dict]

@@ -37,6 +37,7 @@ from text_pieces import (
     digest,
     need_file,
     one_line,
+    positive,
     quiet_import,
     read_dictionary,
     read_lines,
@@ -394,13 +395,6 @@ def _is_smoke(path: Path) -> bool:
     return path.name == SMOKE or path.name.startswith(f".{SMOKE}.tmp-")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare OUT; returns the exit code."""
     parser = argparse.ArgumentParser(description="labelled data to folders for fairseq's fine-tuning tasks")
@@ -414,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if kind == "glue":
             options.add_argument("--task", choices=GLUE, required=True)
         if kind == "race":
-            options.add_argument("--max-passage-pieces", type=_positive, default=PASSAGE_PIECES, metavar="N")
+            options.add_argument("--max-passage-pieces", type=positive, default=PASSAGE_PIECES, metavar="N")
     args = parser.parse_args(argv)
     return run("prepare_finetuning.py", lambda: prepare(args))
 

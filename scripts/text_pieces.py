@@ -1,5 +1,6 @@
 """What the data scripts share: pieces of words, files that appear whole or not at all, errors in one sentence."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -301,3 +302,11 @@ def run(script: str, prepare: Callable[[], None]) -> int:
         print(f"{script}: interrupted: run the same command again", file=sys.stderr)
         return 130
     return 0
+
+
+def positive(text: str) -> int:
+    """An option that is a number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

@@ -6,14 +6,11 @@ from typing import Any, Dict
 
 import pytest
 from fairseq import options
-from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_DATACLASS_REGISTRY
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from benchmark_training import load_config
 from commands import ROOT
 from luna_fairseq.models.luna import LunaConfig
 
@@ -23,15 +20,7 @@ ARCHITECTURES = ["luna", "luna_base", "luna_base_tied", "luna_base_untied"]
 
 
 def _compose(path: Path, *overrides: str) -> Any:
-    """What fairseq-hydra-train makes of a config, up to the point where it builds the model."""
-    GlobalHydra.instance().clear()
-    hydra_init(path.stem)
-    with initialize_config_dir(str(path.parent), version_base="1.1"):
-        cfg = compose(path.stem, overrides=[*FILLED_IN, *overrides])
-    # The command checks only the config that it is given against fairseq's schema, so forget the name again.
-    del ConfigStore.instance().repo[f"{path.stem}.yaml"]
-    add_defaults(cfg)
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    return load_config(path, *FILLED_IN, *overrides)
 
 
 @pytest.mark.parametrize("path", PRIMARY, ids=lambda path: path.stem)

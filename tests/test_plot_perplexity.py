@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import ROOT
+from plot_perplexity import read_log
 
 LINE = "[2026-01-02 03:04:05,678]"
 LOG = f"""{LINE}[train_inner][INFO] - epoch 001:    100 / 145 loss=9.4, ppl=496.88, wps=1000, ups=0.5, wpb=2000, bsz=8
@@ -17,10 +18,7 @@ LOG = f"""{LINE}[train_inner][INFO] - epoch 001:    100 / 145 loss=9.4, ppl=496.
 """
 
 
-def test_read_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from plot_perplexity import read_log
-
+def test_read_log(tmp_path: Path) -> None:
     (tmp_path / "train.log").write_text(LOG)
     assert read_log(tmp_path / "train.log", 0.0) == ([100, 300], [225.76, 90.5], 2.0)
     assert read_log(tmp_path / "train.log", 4000.0)[2] == 0.5

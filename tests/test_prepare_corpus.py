@@ -20,6 +20,7 @@ from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
 from commands import ROOT, run_command
+from text_pieces import SentencePieceEncoder
 
 SCRIPT = ROOT / "scripts" / "prepare_corpus.py"
 WORDS = "the a small old cat dog house man woman sees finds loves red green and über Straße naïve 12 1999".split()
@@ -434,13 +435,7 @@ def test_a_word_written_unk_is_fairseqs_own(out: Path, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("<unk> und <unk> <unk> haus\n\n" + "<unk>\nhaus und mehr\n\n" * 20)
     model = out / "sentencepiece.model"
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from text_pieces import SentencePieceEncoder
-
-        encode = SentencePieceEncoder(model).encode
-    finally:
-        sys.path.pop(0)
+    encode = SentencePieceEncoder(model).encode
     word = " ".join(pieces.encode("und", out_type=str))
     assert encode(["<unk> und <unk> <unk> und", "und", "<unk>"]) == [
         f"<unk> {word} <unk> <unk> {word}",

@@ -126,21 +126,11 @@ class LunaHubInterface(RobertaHubInterface):
         Raises:
             ValueError: for more symbols than the model has positions.
         """
-        tokens = self.batch(tokens)
-        if not return_packed:
-            return super().extract_features(tokens, return_all_hiddens)
-        self._check_length(tokens)
-        x, extra = self.model(tokens.to(self.device), features_only=True, return_all_hiddens=return_all_hiddens)
+        tokens = self.batch(tokens).to(self.device)
+        x, extra = self.model(tokens, features_only=True, return_all_hiddens=return_all_hiddens)
         if return_all_hiddens:
             x = [state.transpose(0, 1) for state in extra["inner_states"]]
-        return x, extra["packed_features"]
-
-    def _check_length(self, tokens: Tensor) -> None:
-        if tokens.size(-1) > self.model.max_positions():
-            raise ValueError(
-                f"an input has {tokens.size(-1)} symbols and the model {self.model.max_positions()} positions: "
-                "shorten it"
-            )
+        return (x, extra["packed_features"]) if return_packed else x
 
     def predict(self, head: str, tokens: Union[Text, Sequence[Text]], return_logits: bool = False) -> Tensor:
         """Log-probabilities of the classes; the plain score of a head with a single output.
@@ -157,7 +147,6 @@ class LunaHubInterface(RobertaHubInterface):
             ValueError: if the model has no such head, or for more symbols than it has positions.
         """
         tokens = self.batch(tokens)
-        self._check_length(tokens)
         logits, _ = self.model(tokens.to(self.device), classification_head_name=head)
         # One output is a regression or the score of a candidate: its softmax would always be 1.
         return logits if return_logits or logits.size(-1) == 1 else F.log_softmax(logits, dim=-1)
@@ -192,7 +181,6 @@ class LunaHubInterface(RobertaHubInterface):
             line = f"<s> {pieces} </s>"
             rows.append(dictionary.encode_line(line, append_eos=False, add_if_not_exist=False).long())
         tokens = self.batch(rows)
-        self._check_length(tokens)
         tokens = tokens.to(self.device)
 
         with torch.no_grad(), utils.model_eval(self.model):

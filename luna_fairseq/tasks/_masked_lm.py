@@ -4,10 +4,9 @@ import os
 from typing import Any
 
 from fairseq import utils
-from fairseq.data import data_utils
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
-from luna_fairseq.tasks._checks import DataError, check_dictionary, check_folder
+from luna_fairseq.tasks._checks import DataError, check_complete, check_dictionary, check_folder
 
 
 class CheckedMaskedLMTask(MaskedLMTask):
@@ -42,7 +41,8 @@ class CheckedMaskedLMTask(MaskedLMTask):
             # A later shard that is damaged must not stop the run after days.
             for folder in utils.split_paths(self.cfg.data):
                 path = os.path.join(folder, split)
-                if data_utils.load_indexed_dataset(path, self.source_dictionary, combine=combine) is None:
+                check_complete(path)
+                if not os.path.exists(f"{path}.idx") and not os.path.exists(path):
                     raise FileNotFoundError(
                         f"{path}.bin does not exist: every shard needs it; prepare the data again"
                     )

@@ -15,26 +15,9 @@ set -euo pipefail
 CALLER=$PWD
 cd "$(dirname "$0")/.."
 
-SMOKE=${SMOKE:-}
-OUT=${OUT:-$PWD/masked-lm-out}
-[[ $OUT == /* ]] || OUT=$CALLER/$OUT
-[ -z "$SMOKE" ] || OUT=$OUT/smoke  # its numbers must never be taken for real ones
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
+DEFAULT_OUT=masked-lm-out
+. scripts/experiment.sh
 [ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
-# Training on a CPU spends much of its time getting fresh memory from the system: let malloc keep it.
-export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
-# What fairseq-hydra-train warns of before it loads the plugin, which would quieten it.
-export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserWarning:hydra.main,ignore::UserWarning:hydra._internal.hydra"
-
-fail() { echo "masked_lm.sh: $*" >&2; exit 1; }
-
-# Only the path: importing fairseq logs a line about an optional package.
-USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || fail "luna-fairseq is not on the PATH: see the README"
-
-check_name() {
-  [ -f "configs/masked_lm/$1.yaml" ] || fail "there is no configs/masked_lm/$1.yaml: choose one of $(cd configs/masked_lm && ls ./*.yaml | sed 's/\.yaml//; s/^\.\///' | tr '\n' ' ')"
-}
 
 # Absolute paths: fairseq-hydra-train may work in another folder.
 absolute() {
@@ -48,45 +31,22 @@ absolute() {
   echo "$joined"
 }
 
-# run FOLDER CONFIG OPTIONS...: train until it is done; the log grows over restarts.
-run() {
-  local folder=$1 name=$2 smoke=() device=()
-  shift 2
-  mkdir -p "$folder"
-  # Results of other data or options must not be taken for those of this run.
-  if [ -f "$folder/options" ] && ! printf '%s\n' "$@" | cmp -s - "$folder/options"; then
-    fail "$folder holds a run with other data or options ($(tr '\n' ' ' < "$folder/options")): repeat those, or set TAG to name this one"
-  fi
-  printf '%s\n' "$@" > "$folder/options"
-  if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
-  if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1
-      dataset.num_workers=0 dataset.data_buffer_size=0)
-  fi
-  [ -z "$SMOKE" ] || smoke=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
-    ++model.encoder_attention_heads=2 ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
-    "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1)
-  echo "training $name; log: $folder/train.log"
-  fairseq-hydra-train --config-dir configs/masked_lm --config-name "$name" \
-    common.user_dir="$USER_DIR" checkpoint.save_dir="$folder/checkpoints" \
-    hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
-    | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160 \
-    || fail "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
-  touch "$folder/.trained"
-}
+SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
+  ++model.encoder_attention_heads=2 ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
+  "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1)
 
 pretrain() {
   [ $# -ge 2 ] || fail "pretrain takes a config and the data"
-  check_name "$1"
+  check_config configs/masked_lm "$1"
   local name=$1 data
   data=$(absolute "$2")
   shift 2
-  run "$OUT/$name${TAG:+-$TAG}" "$name" task.data="'$data'" "$@"
+  train_config configs/masked_lm "$name" "$OUT/$name${TAG:+-$TAG}" task.data="'$data'" "$@"
 }
 
 finetune() {
   [ $# -ge 3 ] || fail "finetune takes a config, the data, and a checkpoint or \"scratch\""
-  check_name "$1"
+  check_config configs/masked_lm "$1"
   local name=$1 data source=$3 from=scratch start=() folder
   data=$(absolute "$2")
   shift 3
@@ -98,7 +58,7 @@ finetune() {
     [ "$from" != checkpoints ] || from=$(basename "$(dirname "$(dirname "$source")")")
   fi
   folder=$OUT/$name.$from${TAG:+-$TAG}
-  run "$folder" "$name" task.data="$data" "${start[@]}" "$@"
+  train_config configs/masked_lm "$name" "$folder" task.data="$data" "${start[@]}" "$@"
   if [ ! -f "$folder/result.json" ]; then
     local cpu=() task subset=valid
     [ "$name" != finetune_race ] || subset=test  # what the papers report for RACE

@@ -13,22 +13,9 @@ set -euo pipefail
 CALLER=$PWD
 cd "$(dirname "$0")/.."
 
-SMOKE=${SMOKE:-}
-OUT=${OUT:-$PWD/multi30k-out}
-[[ $OUT == /* ]] || OUT=$CALLER/$OUT
-[ -z "$SMOKE" ] || OUT=$OUT/smoke  # its numbers must never be taken for real ones
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
+DEFAULT_OUT=multi30k-out
+. scripts/experiment.sh
 export OMP_NUM_THREADS=${THREADS:-1}
-# Training on a CPU spends much of its time getting fresh memory from the system: let malloc keep it.
-export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
-# What fairseq-hydra-train warns of before it loads the plugin, which would quieten it.
-export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserWarning:hydra.main,ignore::UserWarning:hydra._internal.hydra"
-
-# Only the path: importing fairseq logs a line about an optional package.
-USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || { echo "multi30k.sh: luna-fairseq is not on the PATH: see the README" >&2; exit 1; }
-
-fail() { echo "multi30k.sh: $*" >&2; exit 1; }
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
@@ -73,36 +60,17 @@ PY
 
 need_data() { [ -f "$OUT/data-bin/.done" ] || fail "no data in $OUT: run '$0 prepare FOLDER' first"; }
 
-check_name() {
-  [ -f "configs/translation/$1.yaml" ] || fail "there is no configs/translation/$1.yaml: choose one of $(cd configs/translation && ls multi30k_*.yaml | sed 's/\.yaml//' | tr '\n' ' ')"
-}
+SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.max_epoch=1
+  ++common.log_interval=1 ++dataset.max_tokens=2000)
 
 train() {
   need_data
-  local name config smoke=()
-  [ -z "$SMOKE" ] || smoke=(++model.encoder_layers=1 ++model.decoder_layers=1 optimization.max_epoch=1
-    "common.log_interval=1" "dataset.max_tokens=2000")
-
+  local name
   for name in "$@"; do
-    check_name "$name"
-    config=$name
-    name=$name${TAG:+-$TAG}
-    mkdir -p "$OUT/$name"
-    # Results of other options must not be taken for those of this run.
-    if [ -f "$OUT/$name/options" ] && [ "$(cat "$OUT/$name/options")" != "${OPTIONS:-}" ]; then
-      fail "$OUT/$name was trained with other options ($(cat "$OUT/$name/options")): repeat those, or set TAG to name this run"
-    fi
-    echo "${OPTIONS:-}" > "$OUT/$name/options"
-    if [ -f "$OUT/$name/.trained" ]; then echo "already trained: $name"; continue; fi
-    echo "training $name; log: $OUT/$name/train.log"
+    check_config configs/translation "$name"
     # OPTIONS is a list of words.
     # shellcheck disable=SC2086
-    fairseq-hydra-train --config-dir configs/translation --config-name "$config" \
-      common.user_dir="$USER_DIR" common.cpu=true task.data="$OUT/data-bin" \
-      checkpoint.save_dir="$OUT/$name/checkpoints" dataset.num_workers=0 dataset.data_buffer_size=0 \
-      hydra.run.dir="$OUT/$name/hydra" ${OPTIONS:-} "${smoke[@]}" 2>&1 | tee -a "$OUT/$name/train.log" | { grep --line-buffered -E "valid on|train_inner|Error" || true; } | cut -c1-160 \
-      || fail "training $name failed: see $OUT/$name/train.log"
-    touch "$OUT/$name/.trained"
+    train_config configs/translation "$name" "$OUT/$name${TAG:+-$TAG}" task.data="$OUT/data-bin" ${OPTIONS:-}
   done
 }
 
@@ -110,7 +78,7 @@ score() {
   need_data
   local name
   for name in "$@"; do
-    check_name "$name"
+    check_config configs/translation "$name"
     name=$name${TAG:+-$TAG}
     [ -f "$OUT/$name/.trained" ] || fail "$name is not trained: run '$0 train $name' first"
     luna-fairseq average --inputs "$OUT/$name/checkpoints" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)" \

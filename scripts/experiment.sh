@@ -1,0 +1,49 @@
+# What the experiment scripts share; sourced by them, from the root of the repository.
+# Sets SMOKE, OUT (absolute; OUT/smoke for a smoke run, whose numbers must never be taken for real ones) and USER_DIR.
+#   CALLER      the folder that the user called from
+#   DEFAULT_OUT where to write if OUT is not set
+
+SMOKE=${SMOKE:-}
+OUT=${OUT:-$PWD/$DEFAULT_OUT}
+[[ $OUT == /* ]] || OUT=$CALLER/$OUT
+[ -z "$SMOKE" ] || OUT=$OUT/smoke
+# Training on a CPU spends much of its time getting fresh memory from the system: let malloc keep it.
+export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
+# What fairseq-hydra-train warns of before it loads the plugin, which would quieten it.
+export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserWarning:hydra.main,ignore::UserWarning:hydra._internal.hydra"
+
+fail() { echo "$(basename "$0"): $*" >&2; exit 1; }
+
+# Only the path: importing fairseq logs a line about an optional package.
+USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || fail "luna-fairseq is not on the PATH: see the README"
+
+# check_config CONFIG_DIR NAME
+check_config() {
+  [ -f "$1/$2.yaml" ] || fail "there is no $1/$2.yaml: choose one of $(cd "$1" && ls ./*.yaml | sed 's/\.yaml//; s/^\.\///' | tr '\n' ' ')"
+}
+
+# train_config CONFIG_DIR NAME FOLDER OPTIONS...: train until it is done; the log grows over restarts. SMOKE_OPTIONS
+# make a smoke run small.
+train_config() {
+  local config_dir=$1 name=$2 folder=$3 smoke=()
+  shift 3
+  mkdir -p "$folder"
+  # Results of other data or options must not be taken for those of this run.
+  if [ -f "$folder/options" ] && ! printf '%s\n' "$@" | cmp -s - "$folder/options"; then
+    fail "$folder holds a run with other data or options ($(tr '\n' ' ' < "$folder/options")): repeat those, or set TAG to name this one"
+  fi
+  printf '%s\n' "$@" > "$folder/options"
+  if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
+  [ -z "$SMOKE" ] || smoke=("${SMOKE_OPTIONS[@]}")
+  local device=()
+  python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+    || device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1
+      dataset.num_workers=0 dataset.data_buffer_size=0)
+  echo "training $name; log: $folder/train.log"
+  fairseq-hydra-train --config-dir "$config_dir" --config-name "$name" \
+    common.user_dir="$USER_DIR" checkpoint.save_dir="$folder/checkpoints" \
+    hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
+    | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160 \
+    || fail "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
+  touch "$folder/.trained"
+}

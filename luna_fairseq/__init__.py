@@ -1,7 +1,7 @@
 """Luna (Linear Unified Nested Attention, NeurIPS 2021) as a fairseq plugin.
 
 ``--user-dir $(luna-fairseq user-dir)`` makes fairseq import this package: that registers the models, the
-optimizer and the schedule, and lets today's torch load fairseq's checkpoints.
+optimizer, the schedule and the criterion, and lets today's torch load fairseq's checkpoints.
 """
 
 from luna_fairseq import compat
@@ -11,6 +11,8 @@ from luna_fairseq._version import __version__
 compat.prepare()
 
 from luna_fairseq import optim  # noqa: E402
-from luna_fairseq.models import luna, luna_bert  # noqa: E402
+from luna_fairseq.criterions import lra_cross_entropy  # noqa: E402
+from luna_fairseq.models import lra, luna, luna_bert  # noqa: E402
+from luna_fairseq.tasks import long_range_arena  # noqa: E402
 
-__all__ = ["__version__", "luna", "luna_bert", "optim"]
+__all__ = ["__version__", "long_range_arena", "lra", "lra_cross_entropy", "luna", "luna_bert", "optim"]

@@ -13,6 +13,8 @@ PUBLISHED_NAMES: List[Tuple[str, Optional[str]]] = [
     ("projected_positions", None),
     ("layernorm_porjected_embedding", "packed_input.layer_norm"),
     ("proj_emb_layer_norm", "packed_input.layer_norm"),
+    ("emb_layer_norm", "layernorm_embedding"),
+    ("encoder.encoder", "encoder"),  # of lra
     ("encoder.proj_layer_norm", "encoder.packed_layer_norm"),
     ("self_atten_proj_layer_norm", "packed_attn_layer_norm"),
     ("encoder_atten_proj_layer_norm", "packed_attn_layer_norm"),
@@ -30,12 +32,14 @@ def translate_published_names(state_dict: Dict[str, Any]) -> None:
         state_dict: parameter name -> tensor.
     """
     for name in list(state_dict):
+        new: Optional[str] = name
         for pattern, ours in _RULES:
-            if pattern.search(name):
-                value = state_dict.pop(name)
-                if ours is not None:
-                    state_dict[pattern.sub(rf"\g<1>{ours}\g<2>", name)] = value
-                break
+            if new is not None and pattern.search(new):
+                new = None if ours is None else pattern.sub(rf"\g<1>{ours}\g<2>", new)
+        if new != name:
+            value = state_dict.pop(name)
+            if new is not None:
+                state_dict[new] = value
 
 
 class CheckpointMismatch(RuntimeError):

@@ -9,6 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from luna_fairseq.models.lra import CLS, LRAConfig, LRAModel
 from luna_fairseq.models.luna import LunaConfig, LunaModel
 from luna_fairseq.models.luna_bert import LunaBertConfig, LunaBertModel
 
@@ -132,3 +133,36 @@ def golden_bert(golden: Dict[str, Any]) -> LunaBertModel:
         model.register_classification_head(name, meta["num_classes"], meta["inner_dim"])
     model.load_state_dict(dict(golden["state_dict"]), strict=True)
     return model.eval()
+
+
+def make_lra_config(**changes: Any) -> LRAConfig:
+    """A tiny classifier's config."""
+    options: Dict[str, Any] = dict(
+        layer_type="luna",
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=64,
+        encoder_layers=2,
+        encoder_attention_heads=4,
+        encoder_projection_length=8,
+        classifier_out_dim=24,
+        sentence_class_num=5,
+        max_positions=64,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+    return LRAConfig(**{**options, **changes})
+
+
+def make_lra(seed: int = 1, words: int = 20, **changes: Any) -> LRAModel:
+    torch.manual_seed(seed)
+    dictionary = None
+    if changes.get("input_type") != "image":
+        dictionary = make_dictionary(words)
+        dictionary.add_symbol(CLS)
+    return LRAModel.build_model(make_lra_config(**changes), make_task(dictionary) if dictionary else NoSymbols())
+
+
+class NoSymbols:
+    """As much of the task lra-image as building a model needs."""
+
+    source_dictionary = None

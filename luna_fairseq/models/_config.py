@@ -3,7 +3,7 @@
 import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Type
+from typing import Any, Collection, Dict, Iterable, Iterator, Optional, Tuple, Type
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
@@ -66,15 +66,16 @@ def _flat_dataclass(name: str, fields: Iterable[Tuple[str, Any, Any]]) -> Any:
 _FlatTransformerConfig: Any = _flat_dataclass("_FlatTransformerConfig", _flat_fields())
 
 
-def flat_encoder_config(**defaults: Any) -> Any:
+def flat_encoder_config(without: Collection[str] = (), **defaults: Any) -> Any:
     """A dataclass with fairseq's options of an encoder without a decoder, flat.
 
     Args:
+        without: options to leave out.
         defaults: option -> default, where it is not fairseq's.
     """
     kept = []
     for name, annotation, option in _flat_fields():
-        if name in _ENCODER_FIELDS:
+        if name in _ENCODER_FIELDS and name not in without:
             default = defaults.get(name, option.default)
             kept.append((name, annotation, field(default=default, metadata=dict(option.metadata))))
     return _flat_dataclass("FlatEncoderConfig", kept)
@@ -170,18 +171,30 @@ def check_config(cfg: Any) -> None:
     check_probabilities(cfg, "word_dropout")
 
 
-def check_stack(cfg: Any, side: str) -> None:
-    """Refuse sizes that do not fit together, in the ``encoder`` or the ``decoder``.
+def check_at_least(least: int, cfg: Any, *names: str) -> None:
+    """Refuse numbers that are too small.
+
+    Raises:
+        ValueError: with the option and its value.
+    """
+    for name in names:
+        if getattr(cfg, name) < least:
+            raise ValueError(f"{_flag(name)} is {getattr(cfg, name)}: it must be at least {least}")
+
+
+def check_stack(cfg: Any, side: str, length: str = "projection_length") -> None:
+    """Refuse sizes that do not fit together.
+
+    Args:
+        cfg: a flat config.
+        side: ``encoder`` or ``decoder``.
+        length: what the model calls the projection length.
 
     Raises:
         ValueError: with the option, its value, and what to change.
     """
-    if cfg.projection_length < 1:
-        raise ValueError(f"--projection-length is {cfg.projection_length}: it must be at least 1")
+    check_at_least(1, cfg, length, f"{side}_layers")
     width = getattr(cfg, f"{side}_embed_dim")
-    layers = getattr(cfg, f"{side}_layers")
-    if layers < 1:
-        raise ValueError(f"{_flag(side + '_layers')} is {layers}: it must be at least 1")
     sizes = (width, getattr(cfg, f"{side}_ffn_embed_dim"))
     if cfg.quant_noise_pq > 0 and any(size % cfg.quant_noise_pq_block_size for size in sizes):
         raise ValueError(

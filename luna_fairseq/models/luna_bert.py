@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luna_fairseq.checkpoint import check_shapes, check_tied_kv, translate_published_names
 from luna_fairseq.models._config import (
     LunaOptions,
+    check_at_least,
     check_probabilities,
     check_stack,
     flat_encoder_config,
@@ -24,9 +25,7 @@ from luna_fairseq.models._config import (
 from luna_fairseq.models._hub import LunaHubInterface, find_pieces
 from luna_fairseq.models.luna import LunaEncoder
 from luna_fairseq.modules.heads import HEADS, FirstTokenHead
-
-_INIT_STD = 0.02
-
+from luna_fairseq.modules.packed_input import BERT_STD
 
 _EncoderOptions: Any = flat_encoder_config(
     encoder_embed_dim=768,
@@ -150,9 +149,9 @@ class LunaBertModel(RobertaModel):
 
     def __init__(self, args: Any, encoder: LunaBertEncoder) -> None:
         super().__init__(args, encoder)  # BERT initialisation of every Linear and Embedding
-        nn.init.normal_(encoder.sentence_encoder.packed_input.embeddings, std=_INIT_STD)
+        encoder.sentence_encoder.packed_input.init_like_bert()
         if args.untie_weights_luna:  # a bare parameter
-            nn.init.normal_(encoder.lm_head.weight, std=_INIT_STD)
+            nn.init.normal_(encoder.lm_head.weight, std=BERT_STD)
         self._packed_is_read(False)
 
     def _packed_is_read(self, value: bool) -> None:
@@ -340,8 +339,7 @@ def _check_bert_config(args: Any, task: Any) -> None:
     """
     check_stack(args, "encoder")
     check_probabilities(args, "pooler_dropout")
-    if args.max_positions < 1:
-        raise ValueError(f"--max-positions is {args.max_positions}: it must be at least 1")
+    check_at_least(1, args, "max_positions")
     block = getattr(getattr(task, "cfg", None) or getattr(task, "args", None), "tokens_per_sample", None)
     if block is not None and block > args.max_positions:
         raise ValueError(

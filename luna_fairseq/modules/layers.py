@@ -4,7 +4,7 @@ They keep what fairseq's transformer layers build (feed-forward, norms, dropout,
 replace the attention, carry P along, and so need a forward of their own. Tensors are batch x time x channel.
 """
 
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from fairseq.modules import LayerNorm
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
@@ -63,6 +63,11 @@ class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
         )
+
+    def packed_parameters(self) -> List[nn.Parameter]:
+        """Those that the returned P depends on."""
+        pack = [parameter for name, parameter in self.self_attn.named_parameters() if name.startswith("p")]
+        return pack + list(self.packed_attn_layer_norm.parameters())
 
     def forward(
         self,

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from luna_fairseq.modules.dropout import Dropout
 
+BERT_STD = 0.02  # BERT initialises everything with N(0, 0.02)
+
 
 class PackedInput(nn.Module):
     """The learned packed sequence P (paper, section 3.2), cut to what a batch needs.
@@ -56,6 +58,10 @@ class PackedInput(nn.Module):
         self.register_buffer("positions", table, persistent=False)
         self.layer_norm = LayerNorm(embed_dim) if layer_norm else None
         self.dropout_module = Dropout(dropout, module_name=module_name)
+
+    def init_like_bert(self) -> None:
+        """Draw P anew from N(0, 0.02)."""
+        nn.init.normal_(self.embeddings, std=BERT_STD)
 
     def forward(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Make P for a batch.

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from typing import Iterable
+from typing import Iterable, List
 
 import numpy as np
 from fairseq.data import indexed_dataset
@@ -66,13 +66,14 @@ def check_complete(path: str) -> None:
         )
 
 
-def check_labels(labels: Iterable[int], num_classes: int, where: str) -> None:
+def check_labels(labels: Iterable[int], num_classes: int, where: str, option: str = "--num-classes") -> None:
     """Raise :class:`DataError` for a label below 0 or not below ``num_classes``.
 
     Args:
         labels: in the order of the examples.
         num_classes: how many there may be.
         where: the file, for the sentence.
+        option: what says how many.
     """
     for i, label in enumerate(labels):
         if not 0 <= label < num_classes:
@@ -82,12 +83,18 @@ def check_labels(labels: Iterable[int], num_classes: int, where: str) -> None:
                 else f"has number {label} (counted from 0)"
             )
             raise DataError(
-                f"the label of example {i} in {where} {known} and --num-classes is {num_classes}: correct "
-                "--num-classes, or prepare the data again"
+                f"the label of example {i} in {where} {known} and {option} is {num_classes}: correct {option}, "
+                "or prepare the data again"
             )
 
 
-def check_count(path: str, labels: int, examples: int) -> None:
+def read_labels(path: str) -> List[int]:
+    """The numbers of classes in a file, one a line; -1, which :func:`check_labels` refuses, for what is none."""
+    with open(path) as file:
+        return [int(line) if line.isdigit() else -1 for line in file.read().split()]
+
+
+def check_count(path: str, labels: int, examples: int, what: str = "labels") -> None:
     """Raise :class:`DataError` if a file has another number of labels than there are examples."""
     if labels != examples:
-        raise DataError(f"{path} has {labels} labels for {examples} examples: prepare the data again")
+        raise DataError(f"{path} has {labels} {what} for {examples} examples: prepare the data again")

@@ -8,7 +8,14 @@ from fairseq.data import data_utils
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 
-from luna_fairseq.tasks._checks import DataError, check_count, check_dictionary, check_folder, check_labels
+from luna_fairseq.tasks._checks import (
+    DataError,
+    check_count,
+    check_dictionary,
+    check_folder,
+    check_labels,
+    read_labels,
+)
 
 
 class CheckedSentencePredictionTask(SentencePredictionTask):
@@ -87,10 +94,7 @@ class CheckedSentenceRankingTask(SentenceRankingTask):
         path = os.path.join(self.args.data, "label", f"{split}.label")
         labels = None
         if os.path.exists(path):
-            with open(path) as file:
-                lines = file.read().split()
-            # What is no number is out of range too.
-            labels = [int(line) if line.isdigit() else -1 for line in lines]
+            labels = read_labels(path)
             check_labels(labels, self.args.num_classes, path)
         elif split == "train":
             raise DataError(f"{path} does not exist: training needs labels; prepare the data again")

@@ -17,26 +17,19 @@ interrupted and run again: finished shards are not done again.
 import argparse
 import heapq
 import itertools
-import multiprocessing
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from text_pieces import (
     BYTE_ORDER_MARK,
@@ -52,9 +45,11 @@ from text_pieces import (
     check_settings,
     copy_file,
     digest,
+    in_order,
     need_file,
     one_line,
     positive,
+    progress,
     read_dictionary,
     read_json,
     read_lines,
@@ -67,14 +62,6 @@ from text_pieces import (
 
 BLOCK_BYTES = 1 << 20
 SMOKE_LINES = 2000
-# Its thread would be forked with the workers.
-tqdm.monitor_interval = 0
-
-
-def progress(total: int, name: str) -> tqdm:
-    """A progress display on stderr; rare lines if that is a file."""
-    interval = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(total=total, desc=name, unit="B", unit_scale=True, mininterval=interval, maxinterval=interval)
 
 
 # ------------------------------------------------------------------------------------- reading the text
@@ -124,7 +111,7 @@ def scan(files: Sequence[Path], unit_bytes: int, block_bytes: int, limit: int | 
     """
     found = Scan()
     left = limit if limit is not None else sys.maxsize
-    with progress(sum(path.stat().st_size for path in files), "reading") as bar:
+    with progress(sum(path.stat().st_size for path in files), "reading", "B") as bar:
         for number, path in enumerate(files):
             units: list[list[Block]] = [[]]
             start, position, shown, breaks = -1, 0, 0, 0
@@ -178,21 +165,7 @@ def deal(units: Sequence[list[Block]], shards: int) -> list[list[Block]]:
 
 
 # --------------------------------------------------------------------------------------------- encoding
-_encoder: Encoder
-
-
-def _start_worker(pieces: Pieces, parent: int) -> None:
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _encoder = pieces.load()
-    # A parent that is killed tells nobody.
-    threading.Thread(target=end_with_parent, daemon=True).start()
+_encoder: Encoder  # workers are forked, and so have it too
 
 
 def encode_block(path: Path, start: int, end: int) -> tuple[str, Counter[str]]:
@@ -205,22 +178,6 @@ def encode_block(path: Path, start: int, end: int) -> tuple[str, Counter[str]]:
     lines = _encoder.encode([line.strip() for line in text.removesuffix("\n").split("\n")])
     kept = [line for line, before in zip(lines, ["(none)", *lines], strict=False) if line or before]
     return "".join(f"{line}\n" for line in kept), Counter(itertools.chain.from_iterable(map(str.split, kept)))
-
-
-def in_order(pool: ProcessPoolExecutor, tasks: Iterable[tuple[Path, int, int]], ahead: int) -> Iterator[Any]:
-    """The encoded blocks; only ``ahead`` of them are in memory, unlike with ``pool.map``."""
-    waiting: deque[Future[Any]] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(encode_block, *task))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise PreparationError(
-            "a worker was killed, perhaps for want of memory: run the same command again with fewer --workers"
-        ) from error
 
 
 # --------------------------------------------------------------------------------------- the whole thing
@@ -416,31 +373,28 @@ class Preparation:
             return
         given = self.given_pieces()
         pieces = Pieces({name: self.out / name for name in (given.files if given else [SENTENCEPIECE])})
-        pieces.load()  # its errors are better told here than by a worker
-        pool = ProcessPoolExecutor(
-            self.args.workers, multiprocessing.get_context("fork"), _start_worker, (pieces, os.getpid())
-        )
+        global _encoder
+        _encoder = pieces.load()
         total = sum(block.end - block.start for _, _, blocks in tasks for block in blocks)
-        try:
-            with progress(total, "encoding") as bar:
-                for name, split, blocks in tasks:
-                    self.encode_text(pool, name, self.texts[split], blocks, bar)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        with progress(total, "encoding", "B") as bar:
+            for name, split, blocks in tasks:
+                self.encode_text(name, self.texts[split], blocks, bar)
 
     def encoded(self, name: str) -> bool:
         """Whether the pieces of a text are there, whole."""
         return (self.work / name).exists() and (self.work / f"{name}.json").exists()
 
-    def encode_text(
-        self, pool: ProcessPoolExecutor, name: str, files: Sequence[Path], blocks: Sequence[Block], bar: tqdm
-    ) -> None:
+    def encode_text(self, name: str, files: Sequence[Path], blocks: Sequence[Block], bar: Any) -> None:
         """Write one text of pieces, then a JSON file with its counts, which says that the text is whole."""
         counts: Counter[str] = Counter()
         lines, gap, file = 0, False, -1
         tasks = ((files[block.file], block.start, block.end) for block in blocks)
-        with whole_file(self.work / name) as temporary, open(temporary, "w", encoding="utf-8") as target:
-            for block, (text, found) in zip(blocks, in_order(pool, tasks, 2 * self.args.workers), strict=True):
+        with (
+            whole_file(self.work / name) as temporary,
+            open(temporary, "w", encoding="utf-8") as target,
+            closing(in_order(encode_block, tasks, self.args.workers)) as encoded,
+        ):
+            for block, (text, found) in zip(blocks, encoded, strict=True):
                 gap = gap or block.new_document or block.file != file or text.startswith("\n")
                 if kept := text.strip("\n"):
                     if gap and lines:

@@ -13,10 +13,8 @@ vocab.bpe, as for a published model. OUT appears when it is finished. The data, 
 """
 
 import argparse
-import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import sys
@@ -32,9 +30,10 @@ from text_pieces import (
     Pieces,
     PreparationError,
     check_known,
-    check_settings,
     copy_file,
     digest,
+    fill_folder,
+    listing,
     need_file,
     one_line,
     positive,
@@ -42,13 +41,11 @@ from text_pieces import (
     read_dictionary,
     read_lines,
     run,
-    whole_folder,
-    write_json,
+    split_builder,
     wrong_dictionary,
 )
 
-SMOKE, SMOKE_EXAMPLES = "smoke", 300
-SETTINGS = "settings.json"
+SMOKE_EXAMPLES = 300
 BATCH = 1000
 # A passage and an option fit 512 positions, with the symbols before, between and after them.
 OPTION_PIECES = 128
@@ -296,7 +293,7 @@ class Output:
         labels: list[str] = []
         examples = itertools.islice(examples, self._limit)
         with ExitStack() as stack:
-            inputs = [self._builder(stack, folder / split, self._dictionary) for folder in self._inputs]
+            inputs = [split_builder(stack, folder / split, self._dictionary) for folder in self._inputs]
             while batch := list(itertools.islice(examples, BATCH)):
                 for number, target in enumerate(inputs):
                     for ids in self._encode([example.texts[number] for example in batch], number):
@@ -321,21 +318,13 @@ class Output:
             (folder / f"{split}.label").write_text(text, encoding="utf-8")
             return
         with ExitStack() as stack:
-            target = self._builder(stack, folder / split, self._labels)
+            target = split_builder(stack, folder / split, self._labels)
             for label in labels:
                 target.add_item(self._labels.encode_line(label, add_if_not_exist=False))
         if split == "train":
             for label in labels:
                 self._labels.add_symbol(label)
             self._labels.save(str(folder / DICTIONARY))
-
-    @staticmethod
-    def _builder(stack: ExitStack, path: Path, dictionary: Any) -> Any:
-        from fairseq.data import indexed_dataset
-
-        builder = indexed_dataset.make_builder(f"{path}.bin", "mmap", vocab_size=len(dictionary))
-        stack.callback(builder.finalize, f"{path}.idx")
-        return builder
 
     def _encode(self, texts: Sequence[str], number: int) -> Iterator[Any]:
         different = list(dict.fromkeys(texts))  # the questions about a passage follow one another
@@ -358,41 +347,19 @@ def prepare(args: argparse.Namespace) -> None:
     dictionary = args.pieces / DICTIONARY
     settings = {"script": "prepare_finetuning.py", "data": args.kind, "smoke": args.smoke}
     settings.update({name: getattr(args, name) for name in ("task", "max_passage_pieces") if name in args})
-    settings["files"] = _listing(
-        args.data / args.task if "task" in args and (args.data / args.task).is_dir() else args.data
-    )
+    folder = args.data / args.task if "task" in args and (args.data / args.task).is_dir() else args.data
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".tsv", ".txt", ".jsonl"))
+    settings["files"] = listing(files, folder)
     settings.update({name: digest(path) for name, path in {**pieces.files, DICTIONARY: dictionary}.items()})
-    out = (args.out / SMOKE if args.smoke else args.out).resolve()
-    # A smoke run is inside OUT, and may be there before it.
-    there = [path for path in (out.iterdir() if out.is_dir() else ()) if not _is_smoke(path)]
-    if out / SETTINGS in there:
-        check_settings(out / SETTINGS, settings)
-        print(f"already prepared: {out}")
-        return
-    if there:
-        raise PreparationError(f"{out} has a {there[0].name} that is not of this script: name another --out")
-    with whole_folder(out) as temporary:
-        output = Output(temporary, pieces, dictionary, SMOKE_EXAMPLES if args.smoke else None)
-        options = READERS[args.kind](args, output)
+
+    def fill(folder: Path) -> str:
+        options = READERS[args.kind](args, Output(folder, pieces, dictionary, SMOKE_EXAMPLES if args.smoke else None))
         # Beside the data, so that whoever loads the fine-tuned model has its pieces.
         for name, path in {**pieces.files, DICTIONARY: dictionary}.items():
-            copy_file(path, temporary / name)
-        write_json(temporary / SETTINGS, settings)
-        for path in out.iterdir() if out.is_dir() else ():
-            os.rename(path, temporary / path.name)
-    print(f"prepared: {out}")
-    print(f"data for {options} --init-token 0 --separator-token 2: {out}")
+            copy_file(path, folder / name)
+        return f"{options} --init-token 0 --separator-token 2"
 
-
-def _listing(folder: Path) -> str:
-    """A digest of the names and sizes of the data, to notice other data; RACE has 28,000 files."""
-    files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".tsv", ".txt", ".jsonl"))
-    lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _is_smoke(path: Path) -> bool:
-    return path.name == SMOKE or path.name.startswith(f".{SMOKE}.tmp-")
+    fill_folder(args.out, args.smoke, settings, fill)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

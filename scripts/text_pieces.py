@@ -5,16 +5,22 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 SENTENCEPIECE, ENCODER_JSON, VOCAB_BPE, DICTIONARY = "sentencepiece.model", "encoder.json", "vocab.bpe", "dict.txt"
 # fairseq's Dictionary begins with these itself and refuses to read them from a file.
@@ -22,6 +28,9 @@ SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 UNKNOWN_WORD = re.compile(r"(?<!\S)<unk>(?!\S)")
 MOST_UNKNOWN = 0.1
 BYTE_ORDER_MARK = "\ufeff"
+SETTINGS, SMOKE = "settings.json", "smoke"
+
+Result = TypeVar("Result")
 
 
 class PreparationError(Exception):
@@ -278,6 +287,53 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
+def listing(files: Iterable[Path], folder: Path) -> str:
+    """A digest of the names and sizes of the data, to notice other data: there may be many thousands of files."""
+    lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable[[Path], str]) -> None:
+    """Make OUT, or see that it is there.
+
+    Args:
+        out: the folder.
+        smoke: write to a folder inside it.
+        settings: all that decides the result; OUT keeps them.
+        fill: writes everything to the folder that it gets; returns options of fairseq-train.
+    """
+    out = (out / SMOKE if smoke else out).resolve()
+    # A smoke run is inside OUT, and may be there before it.
+    there = [path for path in (out.iterdir() if out.is_dir() else ()) if not _is_smoke(path)]
+    if out / SETTINGS in there:
+        check_settings(out / SETTINGS, settings)
+        print(f"already prepared: {out}")
+        return
+    if there:
+        raise PreparationError(f"{out} has a {there[0].name} that is not of this script: name another --out")
+    with whole_folder(out) as temporary:
+        options = fill(temporary)
+        write_json(temporary / SETTINGS, settings)
+        for path in out.iterdir() if out.is_dir() else ():
+            os.rename(path, temporary / path.name)
+    print(f"prepared: {out}")
+    print(f"data for {options}: {out}")
+
+
+def _is_smoke(path: Path) -> bool:
+    return path.name == SMOKE or path.name.startswith(f".{SMOKE}.tmp-")
+
+
+def split_builder(stack: ExitStack, path: Path, dictionary: Any) -> Any:
+    """A builder of ``path``.bin and .idx, as fairseq-preprocess writes them; both are finished with the stack."""
+    with quiet_import():
+        from fairseq.data import indexed_dataset
+
+    builder = indexed_dataset.make_builder(f"{path}.bin", "mmap", vocab_size=len(dictionary))
+    stack.callback(builder.finalize, f"{path}.idx")
+    return builder
+
+
 # --------------------------------------------------------------------------------------------- commands
 def one_line(error: BaseException) -> str:
     """The message of an error without its line breaks."""
@@ -302,6 +358,59 @@ def run(script: str, prepare: Callable[[], None]) -> int:
         print(f"{script}: interrupted: run the same command again", file=sys.stderr)
         return 130
     return 0
+
+
+def progress(total: int, name: str, unit: str) -> Any:
+    """A progress display on stderr; rare lines if that is a file."""
+    from tqdm import tqdm
+
+    interval = 0.5 if sys.stderr.isatty() else 30
+    tqdm.monitor_interval = 0  # its thread would be forked with the workers
+    return tqdm(total=total, desc=name, unit=unit, unit_scale=True, mininterval=interval, maxinterval=interval)
+
+
+def _start_worker(parent: int) -> None:
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A parent that is killed tells nobody.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def in_order(
+    function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], workers: int, ahead: int = 2
+) -> Generator[Result, None, None]:
+    """What a function returns for every task, in the order of the tasks, which may be endless.
+
+    Args:
+        function: runs in the workers.
+        tasks: its arguments.
+        workers: how many processes; with one there is none beside this one.
+        ahead: so many tasks for each worker are begun before their results are asked for.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (os.getpid(),))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(function, *task))
+            if len(waiting) >= ahead * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise PreparationError(
+            "a worker was killed, perhaps for want of memory: run the same command again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def positive(text: str) -> int:

@@ -1,6 +1,7 @@
 """Every YAML under configs/ composes, and names an architecture with options that it has."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any, Dict
 
@@ -36,10 +37,11 @@ def test_config_composes(path: Path) -> None:
 
 
 def test_small_files_are_used() -> None:
-    """No overlay lies about unused."""
+    """No overlay lies about unused: a config takes it, or says how to."""
     text = "".join(path.read_text() for path in PRIMARY)
     for path in (ROOT / "configs").glob("*/*/*.yaml"):
-        assert f"{path.parent.name}: {path.stem}\n" in text, path
+        group, name = path.parent.name, path.stem
+        assert f"{group}: {name}\n" in text or re.search(rf"\b{group}={name}\b", text), path
 
 
 def _from_command_line(arch: str, *flags: str) -> Dict[str, Any]:
@@ -159,3 +161,68 @@ def test_the_paper_s_fine_tuning_settings(
     assert cfg.distributed_training.distributed_world_size == 1
     assert cfg.optimization.lr[0] == 1e-5 and cfg.optimizer.weight_decay == 0.1
     assert cfg.model.activation_dropout == activation_dropout and cfg.optimization.clip_norm == 0
+
+
+# layers, width, FFN, heads, positions, classes, classifier, BERT init, shared layers, documents, pooling
+LRA_SIZES = {
+    "listop": (6, 512, 2048, 8, 2002, 10, 2048, True, True, 1, "cls"),
+    "imdb": (4, 256, 1024, 4, 4002, 2, 1024, True, False, 1, "cls"),
+    "aan": (4, 128, 512, 4, 4002, 2, 512, False, False, 2, "cls"),
+    "cifar10": (1, 64, 128, 8, 1024, 10, 128, True, False, 1, "cls"),
+    "pf32": (1, 128, 128, 4, 1026, 2, 256, False, False, 1, "mp"),
+    "pf128": (1, 128, 128, 4, 16386, 2, 256, False, False, 1, "mp"),
+}
+
+
+@pytest.mark.parametrize("size", LRA_SIZES)
+@pytest.mark.parametrize("layers", ["luna", "transformer"])
+def test_a_long_range_arena_architecture_is_the_same_on_both_command_lines(size: str, layers: str) -> None:
+    arch = f"{layers}_lra_{size}"
+    if arch == "transformer_lra_pf128":
+        pytest.skip("not published")
+    task = ["--task", "long_range_arena", "--criterion", "lra_cross_entropy"]
+    by_flags = _from_command_line(arch, *task)
+    path = ROOT / "configs" / "lra" / "retrieval.yaml"
+    removed = [f"~model.{name}" for name in ("layer_type", "encoder_projection_length")]
+    by_yaml = OmegaConf.to_container(_compose(path, f"model._name={arch}", *removed).model)
+    assert by_flags == by_yaml
+    names = (
+        "encoder_layers encoder_embed_dim encoder_ffn_embed_dim encoder_attention_heads max_positions "
+        "sentence_class_num classifier_out_dim apply_bert_init tie_layer_weights documents sen_rep_type"
+    ).split()
+    assert tuple(by_flags[name] for name in names) == LRA_SIZES[size]
+    assert by_flags["layer_type"] == layers and by_flags["encoder_learned_pos"] and not by_flags["tie_kv"]
+    assert by_flags["activation_fn"] == "gelu" and by_flags["classifier_activation_fn"] == "relu"
+    # A flag means the same whatever the architecture has; published names.
+    on = "--apply-bert-init --encoder-learned-pos --use-p --tie-kv".split()
+    changed = _from_command_line(arch, *task, *on, "--sen-rep-type", "first", "--encoder-projection-length", "5")
+    assert changed["apply_bert_init"] and changed["encoder_learned_pos"] and changed["use_p"] and changed["tie_kv"]
+    assert (changed["sen_rep_type"], changed["encoder_projection_length"]) == ("first", 5)
+    off = _from_command_line(arch, *task, "--no-apply-bert-init", "--no-encoder-learned-pos")
+    assert not off["apply_bert_init"] and not off["encoder_learned_pos"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "batch", "updates", "warmup", "decay", "dropout", "attention_dropout"),
+    [
+        ("listops", 1e-4, 32, 5000, 1000, 1e-4, 0.1, 0.1),
+        ("text", 5e-5, 32, 20_000, 8000, 1e-4, 0.3, 0.3),
+        ("retrieval", 5e-4, 32, 20_000, 8000, 1e-4, 0.1, 0.1),
+        ("image", 5e-3, 256, 35_000, 4000, 0.0, 0.3, 0.1),
+        ("pathfinder", 1e-3, 512, 62_500, 4000, 0.0, 0.2, 0.1),
+    ],
+)
+@pytest.mark.parametrize("layers", ["luna_16", "luna_128", "luna_256", "transformer"])
+def test_the_paper_s_long_range_arena_settings(
+    name: str, lr: float, batch: int, updates: int, warmup: int, decay: float, dropout: float,
+    attention_dropout: float, layers: str,
+) -> None:  # fmt: skip
+    cfg = _compose(ROOT / "configs" / "lra" / f"{name}.yaml", f"layers={layers}")
+    assert (cfg.optimization.lr, cfg.dataset.batch_size, cfg.optimization.max_update) == ([lr], batch, updates)
+    assert (cfg.lr_scheduler.warmup_updates, cfg.lr_scheduler.warmup_init_lr) == (warmup, 1e-7)
+    assert cfg.optimizer.weight_decay == decay and cfg.optimization.clip_norm == 0 and cfg.optimization.sentence_avg
+    options = OmegaConf.merge(MODEL_DATACLASS_REGISTRY[cfg.model._name](), cfg.model)
+    assert (options.dropout, options.attention_dropout) == (dropout, attention_dropout)
+    assert options.layer_type == layers.split("_")[0]
+    if layers != "transformer":
+        assert options.encoder_projection_length == int(layers.split("_")[1])

@@ -230,6 +230,8 @@ def test_bad_options(options: Dict[str, Any], message: str) -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="--documents is 2 and an example of the data has 1"):
         make_lra(documents=2)(documents([5, 7]))
+    with pytest.raises(ValueError, match="an input has 65 symbols and --max-positions is 64"):
+        make_lra(encoder_learned_pos=False)(documents([5, 65]))
     with pytest.raises(ValueError, match="take --task lra-image"):
         LRAModel.build_model(make_lra_config(input_type="image"), make_task())
     with pytest.raises(ValueError, match="add --input-type image"):

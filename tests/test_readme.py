@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import List
 
+import pytest
+
 from commands import ROOT, TINY, Corpus
 
 README = (ROOT / "README.md").read_text()
@@ -17,6 +19,28 @@ README = (ROOT / "README.md").read_text()
 def _blocks(heading: str, language: str) -> List[str]:
     section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, re.S)
+
+
+def _commands(heading: str) -> List[str]:
+    """The shell commands of a section, one string each."""
+    return [
+        re.sub(r"\s*\\\n\s*", " ", command).strip()
+        for block in _blocks(heading, "bash")
+        for command in re.split(r"\n(?! )", block.strip())
+        if command.strip()
+    ]
+
+
+def _run(command: str, folder: Path, **environment: str) -> str:
+    """Run a command of the README in a folder; returns its output."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{(done.stdout + done.stderr)[-4000:]}"
+    return done.stdout
 
 
 def _shrink(command: str) -> str:
@@ -40,14 +64,7 @@ def test_commands_for_your_own_data(corpus: Corpus, tmp_path: Path) -> None:
             shutil.copy(corpus.text / f"{split}.spm.{lang}", text / f"{split}.{lang}")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(corpus.spm, tmp_path / "spm.model")
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-
-    commands = [
-        _shrink(re.sub(r"\s*\\\n\s*", " ", command).strip())
-        for block in _blocks("Your own data", "bash")
-        for command in re.split(r"\n(?! )", block.strip())
-        if command.strip()
-    ]
+    commands = [_shrink(command) for command in _commands("Your own data")]
     assert [c.split()[0] for c in commands] == [
         "fairseq-preprocess",
         "fairseq-train",
@@ -59,14 +76,7 @@ def test_commands_for_your_own_data(corpus: Corpus, tmp_path: Path) -> None:
     script = python.replace("/absolute/path/of/data-bin", f"{tmp_path}/data-bin")
     (tmp_path / "example.py").write_text(script)
     commands.append("python example.py")
-    output = ""
-    for command in commands:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{(done.stdout + done.stderr)[-4000:]}"
-        output += done.stdout
+    output = "".join(_run(command, tmp_path) for command in commands)
     assert len(re.findall(r"^H-\d+", output, re.M)) == 11
     assert (tmp_path / "hydra-checkpoints" / "checkpoint_last.pt").exists()
 
@@ -83,15 +93,9 @@ def test_commands_for_masked_lm(tmp_path: Path) -> None:
         (tmp_path / "glue" / "SST-2" / name).write_text(f"sentence\tlabel\n{rows}")
     for folder in ("scripts", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
     heading = "Masked LM: pretraining and fine-tuning"
-    commands = [
-        re.sub(r"\s*\\\n\s*", " ", command).strip()
-        for block in _blocks(heading, "bash")
-        for command in re.split(r"\n(?! )", block.strip())
-        if command.strip()
-    ]
+    commands = _commands(heading)
     (python,) = _blocks(heading, "python")
     (tmp_path / "example.py").write_text(
         python.replace("/absolute/path/of", str(tmp_path)).replace("masked-lm-out/", "masked-lm-out/smoke/")
@@ -114,14 +118,37 @@ def test_commands_for_masked_lm(tmp_path: Path) -> None:
             command = re.sub(r"--max-update \d+", "--max-update 2", f"{command} {tiny}")
         elif command.startswith("fairseq-validate"):
             command += " --cpu"
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=tmp_path, env={**env, "SMOKE": "1"}, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{(done.stdout + done.stderr)[-4000:]}"
-        output += done.stdout
+        output += _run(command, tmp_path, SMOKE="1")
     assert len(re.findall(r"^0\.\d{3} The dog runs over the", output, re.M)) == 3
     assert "| luna_tied_32 |" in output and "tensor([[" in output
+
+
+def test_commands_for_the_long_range_arena(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    for folder in ("scripts", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    commands = _commands("Long Range Arena")
+    assert [c.split()[0] for c in commands] == [
+        "export", "scripts/lra.sh", "scripts/lra.sh", "scripts/lra.sh", "python", "fairseq-train", "fairseq-validate",
+    ]  # fmt: skip
+    output = ""
+    for command in commands[1:]:
+        if command.startswith("fairseq-"):
+            command += " --cpu --data-buffer-size 0 --num-workers 0"
+        command = re.sub(r"--max-update \d+", "--max-update 2 --validate-interval-updates 2", command)
+        command = command.replace("--train 2000", "--train 64").replace(
+            "--encoder-embed-dim 128", "--encoder-embed-dim 16"
+        )
+        output += _run(command, tmp_path, SMOKE="1", THREADS="1")
+    assert re.search(r"\| Luna-16 \| [\d.]+ \| not run \| [\d.]+ \|", output)
+    assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 200
+    # The paper's figures stand in the README as the script prints them.
+    rows = [line.split("|")[1:-1] for line in output.splitlines() if re.match(r"\| (Luna|Transformer).*\d+ \(", line)]
+    figures = {row[0].strip(): [cell.split()[0] for cell in row[1:]] for row in rows}
+    for name, values in figures.items():
+        (line,) = re.findall(rf"^\| {name} \|(.* \(.*)\|$", README, re.M)
+        assert [cell.split()[0] for cell in line.split("|")] == values
+    assert len(figures) == 4
 
 
 def test_what_the_readme_names_exists() -> None:

@@ -351,8 +351,13 @@ class LRAModel(BaseFairseqModel):
             ``[B, classes]``; and a dictionary: ``sentence_rep`` ``[B, D * documents]``, what is classified.
 
         Raises:
-            ValueError: for more or fewer documents than ``--documents``.
+            ValueError: for more or fewer documents than ``--documents``, or longer ones than the positions.
         """
+        longest = max(src_tokens.size(1), 0 if src1_tokens is None else src1_tokens.size(1))
+        if longest > self.max_positions():
+            raise ValueError(
+                f"an input has {longest} symbols and --max-positions is {self.max_positions()}: shorten it"
+            )
         documents = 1 if src1_tokens is None else 2
         if documents != self.args.documents:
             raise ValueError(

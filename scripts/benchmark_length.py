@@ -1,0 +1,196 @@
+#!/usr/bin/env python
+"""The paper's efficiency table: training speed and peak memory of Luna next to the Transformer, by input length.
+
+The architecture is that of the Text task (imdb), on random bytes, a batch that all of them fit. Time: in every
+round each model trains a few updates at one length, one after the other; the medians count. Memory: each model and
+length in a process of its own, the most that training takes on top of the idle process.
+
+    benchmark_length.py --batch-size 32 --output efficiency.svg       (pictures need: pip install '.[plots]')
+"""
+
+import argparse
+import json
+import logging
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict, List, Tuple
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import MODEL_REGISTRY
+
+import luna_fairseq
+from luna_fairseq.models.lra import CLS, LunaIMDbConfig, TransformerIMDbConfig
+
+LENGTHS = (1000, 2000, 3000, 4000)
+# Steps per second and memory relative to the Transformer; paper, section 4.1, at 4,000 bytes.
+PAPER = {"Luna-256": "4.9x, 0.16x"}
+
+
+def byte_dictionary() -> Dictionary:
+    """The symbols of the byte-level tasks."""
+    dictionary = Dictionary()
+    for byte in range(256):
+        dictionary.add_symbol(str(byte))
+    dictionary.add_symbol(CLS)
+    return dictionary
+
+
+def build(name: str, device: torch.device) -> Tuple[Any, Any]:
+    """A model of the imdb architecture and its optimizer.
+
+    Args:
+        name: ``Transformer``, or ``Luna-`` and its projection length.
+        device: where it trains.
+    """
+    torch.manual_seed(1)
+    task = SimpleNamespace(source_dictionary=byte_dictionary())
+    if name == "Transformer":
+        config: Any = TransformerIMDbConfig()
+    else:
+        config = LunaIMDbConfig(encoder_projection_length=int(name.removeprefix("Luna-")))
+    model = MODEL_REGISTRY["lra"].build_model(config, task).to(device).train()
+    return model, torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-5)
+
+
+def update(model: Any, optimizer: Any, length: int, batch_size: int, device: torch.device, fp16: bool) -> None:
+    """One update on random bytes."""
+    tokens = torch.randint(4, 260, (batch_size, length), device=device)
+    target = torch.randint(0, 2, (batch_size,), device=device)
+    with torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=fp16):
+        loss = torch.nn.functional.cross_entropy(model(tokens)[0].float(), target)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def speeds(names: List[str], length: int, args: argparse.Namespace, device: torch.device) -> Dict[str, float]:
+    """Updates per second of each model, the medians over the rounds."""
+    models = {name: build(name, device) for name in names}
+    seconds: Dict[str, List[float]] = {name: [] for name in names}
+    for _ in range(args.rounds + 1):  # the first warms up
+        for name, (model, optimizer) in models.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            for _ in range(args.updates):
+                update(model, optimizer, length, args.batch_size, device, args.fp16)
+            _synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: args.updates / statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def _highest_gib() -> float:
+    """The most memory that this process has had (Linux; getrusage would count its parent's too)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**20
+
+
+def memory(name: str, length: int, args: argparse.Namespace, device: torch.device) -> float:
+    """The most memory that two updates take on top of the idle process, in GiB."""
+    if device.type == "cuda":
+        model, optimizer = build(name, device)
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = _highest_gib()
+        model, optimizer = build(name, device)
+    for _ in range(2):
+        update(model, optimizer, length, args.batch_size, device, args.fp16)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return _highest_gib() - before
+
+
+def measure(args: argparse.Namespace, device: torch.device) -> Dict[str, Dict[int, Tuple[float, float]]]:
+    """Updates per second and GiB for each model and length."""
+    names = ["Transformer", *(f"Luna-{length}" for length in args.projection_lengths)]
+    found: Dict[str, Dict[int, Tuple[float, float]]] = {name: {} for name in names}
+    for length in args.lengths:
+        by_name = speeds(names, length, args, device)
+        for name in names:
+            command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name, str(length)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"{name} at {length} bytes: {done.stderr.strip().splitlines()[-1]}")
+            found[name][length] = by_name[name], json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{name}, {length} bytes: {by_name[name]:.3f} updates/s, {found[name][length][1]:.2f} GiB", flush=True
+            )
+    return found
+
+
+def draw(found: Dict[str, Dict[int, Tuple[float, float]]], output: Path) -> None:
+    """The two ratios against the length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    base = found["Transformer"]
+    for name, values in found.items():
+        lengths = list(values)
+        axes[0].plot(lengths, [values[n][0] / base[n][0] for n in lengths], marker="o", label=name)
+        axes[1].plot(lengths, [values[n][1] / base[n][1] for n in lengths], marker="o", label=name)
+    axes[0].plot([4000], [4.9], "k*", label="Luna-256 in the paper")
+    axes[1].plot([4000], [0.16], "k*", label="Luna-256 in the paper")
+    for axis, title in zip(axes, ("training speed", "peak memory"), strict=True):
+        axis.set(title=f"{title}, Transformer = 1", xlabel="bytes", ylim=(0, None))
+    axes[0].legend(fontsize="small")
+    figure.savefig(output)
+
+
+def main() -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--projection-lengths", type=int, nargs="+", default=[16, 128, 256])
+    parser.add_argument("--updates", type=int, default=2, help="of each model in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--fp16", action="store_true", help="autocast, to float16 on a GPU and bfloat16 on a CPU")
+    parser.add_argument("--output", type=Path, help="a picture, .svg or .png")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+
+    logging.disable(logging.INFO)
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.memory_of:
+        print(json.dumps(memory(args.memory_of[0], int(args.memory_of[1]), args, device)))
+        return 0
+    found = measure(args, device)
+    machine = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {args.threads} thread(s)"
+    )
+    precision = "autocast" if args.fp16 else "float32"
+    print(f"\nbatch {args.batch_size}, {precision}, medians of {args.rounds} rounds, {machine}, ", end="")
+    print(
+        f"torch {torch.__version__}, luna-fairseq {luna_fairseq.__version__}; speed, memory of the Transformer = 1\n"
+    )
+    print("| | " + " | ".join(f"{length:,} bytes" for length in args.lengths) + " | the paper at 4K |")
+    print("|---" * (len(args.lengths) + 2) + "|")
+    for name, values in found.items():
+        base = found["Transformer"]
+        cells = [f"{v[0] / base[n][0]:.2f}x, {v[1] / base[n][1]:.2f}x" for n, v in values.items()]
+        print(f"| {name} | " + " | ".join(cells) + f" | {PAPER.get(name, '')} |")
+    print("| Transformer, updates/s and GiB | " + " | ".join(f"{a:.3f}, {b:.2f}" for a, b in base.values()) + " | |")
+    if args.output:
+        draw(found, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

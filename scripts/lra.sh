@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# Long Range Arena: prepare the data, train, test, and collect the paper's table.
+#   lra.sh row CONFIG LAYERS [FOLDER] [OPTIONS...]    prepare, train, test: one cell of the table
+#   lra.sh prepare CONFIG [FOLDER]                    the data alone
+#   lra.sh train CONFIG LAYERS [OPTIONS...]           Hydra options, such as optimization.max_update=100
+#   lra.sh test CONFIG LAYERS                         accuracy of the best checkpoint on the test set
+#   lra.sh table                                      what is finished, next to the paper's figures
+# CONFIG is one of configs/lra, LAYERS luna_16, luna_128, luna_256 or transformer. FOLDER holds the published files,
+# which text, retrieval and image need; listops and pathfinder are generated if there is none.
+# Environment: OUT (lra-out), SMOKE=1 (a minute on a CPU), THREADS, TAG (a name for a run with other options).
+set -euo pipefail
+
+CALLER=$PWD
+cd "$(dirname "$0")/.."
+
+DEFAULT_OUT=lra-out
+. scripts/experiment.sh
+[ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
+
+SMOKE_OPTIONS=(++model.encoder_layers=1 ++dataset.batch_size=2 ++optimization.max_update=2 ++common.log_interval=1
+  ++dataset.max_valid_steps=2 ++dataset.validate_interval_updates=0 ++checkpoint.save_interval_updates=0)
+
+# What prepare_lra.py is told, and the folder of the data: configs of one task share it.
+data_of() {
+  case $1 in
+    listops_small) echo "listops listops_small --min-length 64 --max-length 256" ;;
+    pathfinder | pathfinder_small) echo "pathfinder pathfinder --size 32" ;;
+    pathfinder128) echo "pathfinder pathfinder128 --size 128" ;;
+    digits) echo "digits digits --as pixels" ;;
+    listops | text | retrieval | image) echo "$1 $1" ;;
+    *) fail "there is no data for $1: add it to scripts/lra.sh" ;;
+  esac
+}
+
+data_folder() {
+  local words
+  read -r -a words <<< "$(data_of "$1")"
+  echo "$OUT/data/${words[1]}${SMOKE:+/smoke}"
+}
+
+prepare() {
+  [ $# -ge 1 ] && [ $# -le 2 ] || fail "prepare takes a config, and the folder with the published files"
+  check_config configs/lra "$1"
+  local words folder=${2:-} from=()
+  read -r -a words <<< "$(data_of "$1")"
+  if [ -n "$folder" ]; then
+    [[ $folder == /* ]] || folder=$CALLER/$folder
+    from=(--data "$folder")
+  elif [[ ${words[0]} =~ ^(text|retrieval|image)$ ]] && [ ! -d "$(data_folder "$1")" ]; then
+    fail "$1 needs the folder with the published files: $0 prepare $1 FOLDER"
+  fi
+  if [ -d "$(data_folder "$1")" ] && [ -z "$folder" ]; then return; fi
+  python scripts/prepare_lra.py "${words[0]}" --out "$OUT/data/${words[1]}" "${words[@]:2}" "${from[@]}" ${SMOKE:+--smoke}
+}
+
+check_row() {
+  check_config configs/lra "$1"
+  check_config configs/lra/layers "$2"
+  folder=$OUT/$1.$2${TAG:+-$TAG}
+}
+
+train() {
+  [ $# -ge 2 ] || fail "train takes a config and the layers"
+  local folder data
+  check_row "$1" "$2"
+  data=$(data_folder "$1")
+  [ -d "$data" ] || fail "no data in $data: run '$0 prepare $1' first"
+  train_config configs/lra "$1" "$folder" layers="$2" task.data="$data" "${@:3}"
+}
+
+test_row() {
+  [ $# -ge 2 ] || fail "test takes a config and the layers"
+  local folder data task cpu=()
+  check_row "$1" "$2"
+  data=$(data_folder "$1")
+  [ -f "$folder/.trained" ] || fail "$1 with $2 is not trained: run '$0 train $1 $2' first"
+  if [ ! -f "$folder/result.json" ]; then
+    task=lra-text
+    ! grep -q "^  - input: pixels" "configs/lra/$1.yaml" || task=lra-image
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || cpu=(--cpu)
+    fairseq-validate "$data" --user-dir "$USER_DIR" --path "$folder/checkpoints/checkpoint_best.pt" "${cpu[@]}" \
+      --task "$task" --criterion lra_cross_entropy --save-predictions "$folder/predictions.tsv" \
+      --valid-subset test --batch-size 32 --required-batch-size-multiple 1 --num-workers 0 --data-buffer-size 0 \
+      --log-format simple > "$folder/test.log" 2>&1 || fail "the test failed: see $folder/test.log"
+    python - "$folder" "$1" "$2" "${TAG:-}" <<'PY'
+import json, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+rows = [line.split("\t") for line in (folder / "predictions.tsv").read_text().splitlines()]
+right = sum(predicted == wanted for _, predicted, wanted in rows)
+result = {"config": sys.argv[2], "layers": sys.argv[3], "tag": sys.argv[4], "accuracy": 100 * right / len(rows)}
+(folder / "result.tmp").write_text(json.dumps(result) + "\n")
+(folder / "result.tmp").rename(folder / "result.json")
+PY
+  fi
+  cat "$folder/result.json"
+}
+
+row() {
+  [ $# -ge 2 ] || fail "row takes a config, the layers, and the folder with the published files if it needs them"
+  local config=$1 layers=$2 folder files=()
+  check_row "$config" "$layers"  # before the work begins
+  shift 2
+  if [ $# -ge 1 ] && [[ $1 != *=* ]]; then
+    files=("$1")
+    shift
+  fi
+  prepare "$config" "${files[@]}"
+  train "$config" "$layers" "$@"
+  test_row "$config" "$layers"
+}
+
+table() {
+  python - "$OUT" <<'PY'
+import json, sys
+from pathlib import Path
+
+results = [json.loads(path.read_text()) for path in sorted(Path(sys.argv[1]).glob("*/result.json"))]
+tasks = {"ListOps": "listops", "Text": "text", "Retrieval": "retrieval", "Image": "image", "Pathfinder": "pathfinder"}
+small = {"ListOps, 64 to 256 tokens": "listops_small", "Pathfinder, few updates": "pathfinder_small", "digits": "digits"}
+paper = {  # section 4.1, table 2
+    "transformer": ("Transformer", "37.11 65.21 79.14 42.94 71.83 59.24"),
+    "luna_16": ("Luna-16", "37.43 65.74 79.38 46.39 78.36 61.46"),
+    "luna_128": ("Luna-128", "38.01 65.74 79.55 47.47 78.89 61.93"),
+    "luna_256": ("Luna-256", "37.98 65.78 79.56 47.86 78.55 61.95"),
+}
+
+
+def found(config, layers):
+    return [r for r in results if (r["config"], r["layers"]) == (config, layers)]
+
+
+def cell(config, layers):
+    return ", ".join(f"{r['accuracy']:.2f} {r['tag']}".strip() for r in found(config, layers)) or "not run"
+
+
+print("Test accuracy: the paper's figure and (ours).\n")
+print("| | " + " | ".join([*tasks, "average"]) + " |\n|---" + "|---" * 6 + "|")
+for layers, (name, figures) in paper.items():
+    plain = [[r["accuracy"] for r in found(config, layers) if not r["tag"]] for config in tasks.values()]
+    average = f"{sum(row[0] for row in plain) / 5:.2f}" if all(plain) else "not run"
+    ours = [cell(config, layers) for config in tasks.values()] + [average]
+    print(f"| {name} | " + " | ".join(f"{f} ({o})" for f, o in zip(figures.split(), ours)) + " |")
+print("\nOn one CPU core; no figures of the paper.\n")
+print("| | " + " | ".join(small) + " |\n|---" + "|---" * len(small) + "|")
+for layers, (name, _) in paper.items():
+    print(f"| {name} | " + " | ".join(cell(config, layers) for config in small.values()) + " |")
+PY
+}
+
+command=${1:-}
+[ $# -eq 0 ] || shift
+case $command in
+  prepare | train | row | table) $command "$@" ;;
+  test) test_row "$@" ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac

@@ -17,8 +17,10 @@ DEFAULT_OUT=lra-out
 . scripts/experiment.sh
 [ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
 
-SMOKE_OPTIONS=(++model.encoder_layers=1 ++dataset.batch_size=2 ++optimization.max_update=2 ++common.log_interval=1
-  ++dataset.max_valid_steps=2 ++dataset.validate_interval_updates=0 ++checkpoint.save_interval_updates=0)
+SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=16 ++model.encoder_ffn_embed_dim=16
+  ++model.encoder_attention_heads=2 ++model.classifier_out_dim=16 ++common.log_interval=1
+  ++dataset.batch_size=2 ++optimization.max_update=2 ++dataset.max_valid_steps=2
+  ++dataset.validate_interval_updates=0 ++checkpoint.save_interval_updates=0)
 
 # What prepare_lra.py is told, and the folder of the data: configs of one task share it.
 data_of() {

@@ -48,23 +48,21 @@ def _published_files(folder: Path, config: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("config", ["listops", "text", "retrieval", "image", "pathfinder", "digits"])
+@pytest.mark.parametrize("config", ["listops", "text", "retrieval", "image", "pathfinder"])
 def test_a_row_by_one_command(tmp_path: Path, config: str) -> None:
-    if config == "digits":
-        pytest.importorskip("sklearn")
     needs_files = config in ("text", "retrieval", "image")
     layers = "transformer" if config == "pathfinder" else "luna_16"
     if needs_files:
         assert f"{config} needs the folder with the published files" in _run(tmp_path, "row", config, layers, code=1)
     folder = [_published_files(tmp_path / "published", config)] if needs_files else []
     output = _run(tmp_path, "row", config, layers, *folder)
-    result = json.loads(output.splitlines()[-1])
+    (line,) = [line for line in output.splitlines() if line.startswith("{")]
+    result = json.loads(line)
     assert (result["config"], result["layers"]) == (config, layers) and 0 <= result["accuracy"] <= 100
-    assert "already trained" in _run(tmp_path, "row", config, layers)
-
-    table = _run(tmp_path, "table")
-    assert "| Luna-256 | 37.98 (not run) | 65.78 (not run) |" in table
     if config == "listops":
+        assert "already trained" in _run(tmp_path, "row", config, layers)
+        table = _run(tmp_path, "table")
+        assert "| Luna-256 | 37.98 (not run) | 65.78 (not run) |" in table
         assert f"| Luna-16 | 37.43 ({result['accuracy']:.2f}) | 65.74 (not run) |" in table
         said = _run(tmp_path, "train", config, layers, "optimization.lr=[0.5]", code=1)
         assert "a run with other data or options" in said

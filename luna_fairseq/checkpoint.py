@@ -86,12 +86,19 @@ def check_optimizer(optimizer: Any, filename: str) -> None:
                 )
 
 
-def check_tied_kv(state_dict: Dict[str, Any], model: Any) -> None:
+def check_tied_kv(
+    state_dict: Dict[str, Any],
+    model: Any,
+    tie: str = "leave out --untie-luna-kv, or take a tied arch",
+    untie: str = "add --untie-luna-kv, or take an untied arch",
+) -> None:
     """Say so if a checkpoint has one matrix for keys and values, and the model two, or the other way round.
 
     Args:
         state_dict: of the checkpoint, with our names.
         model: what it is loaded into.
+        tie: how to get a model with one.
+        untie: how to get a model with two.
 
     Raises:
         CheckpointMismatch: naming the option.
@@ -102,10 +109,6 @@ def check_tied_kv(state_dict: Dict[str, Any], model: Any) -> None:
         for names in ([name for name, _ in model.named_parameters()], state_dict)
     )
     if "c_proj" in saved and "k_proj" in own:
-        raise CheckpointMismatch(
-            "the checkpoint has tied keys and values: leave out --untie-luna-kv, or take a tied arch"
-        )
+        raise CheckpointMismatch(f"the checkpoint has tied keys and values: {tie}")
     if "k_proj" in saved and "c_proj" in own:
-        raise CheckpointMismatch(
-            "the checkpoint has untied keys and values: add --untie-luna-kv, or take an untied arch"
-        )
+        raise CheckpointMismatch(f"the checkpoint has untied keys and values: {untie}")

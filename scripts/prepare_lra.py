@@ -215,7 +215,13 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
             return self._bytes_only
+        if (module, name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them for Python 2
+            return self._latin1
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    @staticmethod
+    def _latin1(text: str, encoding: str) -> bytes:
+        return text.encode("latin1")
 
     @staticmethod
     def _bytes_only(name: str | bytes, *options: Any) -> np.dtype:

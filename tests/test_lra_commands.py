@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -78,7 +79,7 @@ def _write_images(folder: Path, split: str, images: List[List[int]], labels: Lis
 def _train(data: Path, save_dir: Path, arch: str, *args: Any, task: str = "long_range_arena", code: int = 0) -> str:
     return run_command(
         *("fairseq-train", data, "--user-dir", USER_DIR, "--task", task, "--arch", arch, *EVERY_COMMAND),
-        *("--save-dir", save_dir, *args),
+        *("--save-dir", save_dir, "--tensorboard-logdir", save_dir, *args),
         code=code,
     )
 
@@ -200,6 +201,14 @@ def test_bad_data(arena: Path, tmp_path: Path) -> None:
         _load(arena / "one", "lra-text").load_dataset("other")
     with pytest.raises(ValueError, match="pixel-normalization is"):
         _load(arena / "images", "lra-image", input_type="image", pixel_normalization="0.5 0").load_dataset("train")
+
+    with pytest.raises(ValueError, match="--arch roberta_base does not classify long documents"):
+        _load(arena / "one", "lra-text", "roberta_base")
+    shutil.copytree(arena / "two", tmp_path / "mixed")
+    lines = (arena / "two" / "src-bin" / "dict.txt").read_text().splitlines()
+    (tmp_path / "mixed" / "src1-bin" / "dict.txt").write_text("".join(f"{line}\n" for line in reversed(lines)))
+    with pytest.raises(DataError, match="one dictionary in src-bin and another in src1-bin"):
+        _load(tmp_path / "mixed", "lra-text", "luna_lra_aan")
 
     labels = Dictionary()
     for i in range(3):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fairseq.data import data_utils
 from fairseq.logging import metrics
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from helpers import (
@@ -150,6 +151,24 @@ def test_the_mean_counts_real_positions_and_rows() -> None:
     assert_close(model.represent(documents([30, 5]))[1], packed[0].mean(0), "mean of 4 rows")
 
 
+@pytest.mark.parametrize("layer_type", ["luna", "transformer"])
+def test_pruned_checkpoint_loads(layer_type: str) -> None:
+    state = make_lra(encoder_layers=3, layer_type=layer_type).state_dict()
+    model = make_lra(encoder_layers=3, encoder_layers_to_keep="0,2", layer_type=layer_type)
+    model.load_state_dict(dict(state), model_cfg=OmegaConf.create({**vars(model.args), "_name": "lra"}))
+    assert len(model.encoder.layers) == 2
+    assert torch.equal(model.encoder.layers[1].fc1.weight, state["encoder.layers.2.fc1.weight"])
+    model = make_lra(encoder_layers=3, encoder_layers_to_keep="2", layer_type=layer_type)
+    model.load_state_dict(dict(state), model_cfg=OmegaConf.create({**vars(model.args), "_name": "lra"}))
+    assert torch.equal(model.encoder.layers[0].fc1.weight, state["encoder.layers.2.fc1.weight"])
+
+
+def test_sinusoids_do_not_drown_the_symbols() -> None:
+    model = make_lra(encoder_learned_pos=False, encoder_embed_dim=64)
+    assert model.encoder.embed_scale == model.encoder.packed_input.scale == 8
+    assert make_lra().encoder.embed_scale == 1
+
+
 def test_shared_layers_are_one_layer_applied_again() -> None:
     model = make_lra(tie_layer_weights=True, encoder_layers=3).eval()
     assert isinstance(model.encoder.layers, SharedLayers)
@@ -203,7 +222,7 @@ def test_initialisation() -> None:
     for name, parameter in bert.named_parameters():
         if parameter.dim() > 1 and "layer_norm" not in name:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.3), name  # the smallest has 120
-    plain = make_lra(encoder_embed_dim=128)
+    plain = make_lra(encoder_embed_dim=128, apply_bert_init=False)
     assert plain.encoder.packed_input.embeddings.std().item() == pytest.approx(128**-0.5, rel=0.1)
     query = plain.encoder.layers[0].self_attn.q_proj.weight
     assert query.abs().max().item() <= math.sqrt(6 / 256 / 2)
@@ -219,6 +238,10 @@ def test_initialisation() -> None:
         (dict(sentence_class_num=1), "--sentence-class-num is 1: it must be at least 2"),
         (dict(act_dropout=1.5), "--act-dropout is 1.5"),
         (dict(documents=3), "--documents is 3"),
+        (
+            dict(tie_layer_weights=True, encoder_layers_to_keep="0"),
+            "--encoder-layers-to-keep is 0: layers that share",
+        ),
         (dict(use_p=True, layer_type="transformer"), "--use-p needs --layer-type luna"),
     ],
 )
@@ -238,7 +261,13 @@ def test_bad_input() -> None:
         LRAModel.build_model(make_lra_config(), NoSymbols())
     state = make_lra().state_dict()
     for changes, message in (
-        (dict(tie_kv=True), "untied keys and values"),
+        (dict(tie_kv=True), "untied keys and values: leave out --tie-kv"),
+        (dict(layer_type="transformer"), "another --layer-type"),
+        (dict(encoder_learned_pos=False), "another --encoder-learned-pos"),
+        (dict(input_type="image"), "another --input-type"),
+        (dict(tie_layer_weights=True), "another --tie-layer-weights or --encoder-layers"),
+        (dict(documents=2), "--documents is 64 here and 32"),
+        (dict(encoder_embed_dim=16), "--encoder-embed-dim is 16 here and 32"),
         (dict(encoder_projection_length=4), "--encoder-projection-length is 4 here and 8 in the checkpoint"),
         (dict(max_positions=32), "--max-positions .* is 34 here and 66 in the checkpoint"),
         (dict(sentence_class_num=3), "--sentence-class-num is 3 here and 5"),

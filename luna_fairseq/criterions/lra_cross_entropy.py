@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, TextIO, Tuple
+from typing import Any, Dict, List, Optional, Set, TextIO, Tuple
 
 import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -19,7 +19,9 @@ class LRACrossEntropyConfig(FairseqDataclass):
 
     save_predictions: Optional[str] = field(
         default=None,
-        metadata={"help": "file for the last evaluation: number of the example, predicted class, class"},
+        metadata={
+            "help": "file for the last evaluation, of one split: number of the example, predicted class, class"
+        },
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 
@@ -43,10 +45,13 @@ class LRACrossEntropyCriterion(FairseqCriterion):
     def __init__(self, task: Any, save_predictions: Optional[str], sentence_avg: bool) -> None:
         super().__init__(task)
         if save_predictions and get_data_parallel_world_size() > 1:
-            raise ValueError(f"--save-predictions is {save_predictions}: evaluate on one device to write it")
+            raise ValueError(
+                f"--save-predictions is {save_predictions}: evaluate with --distributed-world-size 1 to write it"
+            )
         self.save_predictions = save_predictions
         self.sentence_avg = sentence_avg
         self._file: Optional[TextIO] = None
+        self._written: Set[int] = set()
 
     def forward(self, model: nn.Module, sample: Dict[str, Any], reduce: bool = True) -> Tuple[Tensor, int, Dict]:
         """Loss of a batch.
@@ -80,10 +85,14 @@ class LRACrossEntropyCriterion(FairseqCriterion):
             if self._file is not None:
                 self._file.close()
             self._file = None
+            self._written.clear()
             return
         if self._file is None:
             assert self.save_predictions is not None
             self._file = open(self.save_predictions, "w", encoding="utf-8")  # noqa: SIM115 (open over many batches)
+        if not self._written.isdisjoint(ids.tolist()):
+            raise ValueError("--save-predictions writes one split: name one --valid-subset")
+        self._written.update(ids.tolist())
         for i, *classes in zip(ids.tolist(), predicted.tolist(), target.tolist(), strict=True):
             self._file.write("\t".join([str(i), *map(self.task.class_name, classes)]) + "\n")
         self._file.flush()

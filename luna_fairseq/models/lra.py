@@ -10,12 +10,13 @@ from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.distributed.utils import get_data_parallel_world_size
 from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import Embedding, TransformerEncoderBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
-from luna_fairseq.checkpoint import check_shapes, check_tied_kv, translate_published_names
+from luna_fairseq.checkpoint import CheckpointMismatch, check_shapes, check_tied_kv, translate_published_names
 from luna_fairseq.models._config import (
     check_at_least,
     check_probabilities,
@@ -77,7 +78,7 @@ class LRAConfig(_EncoderOptions):
     max_positions: int = field(
         default=1024, metadata={"help": "longest input in symbols, <CLS> and </s> included; the rest is cut off"}
     )
-    apply_bert_init: bool = field(default=False, metadata={"help": "initialise everything as BERT does, N(0, 0.02)"})
+    apply_bert_init: bool = field(default=True, metadata={"help": "initialise everything as BERT does, N(0, 0.02)"})
     sen_rep_type: ChoiceEnum(SEN_REP_TYPES) = field(  # type: ignore[valid-type]
         default="cls",
         metadata={"help": "what is classified: cls (or first), the first position; mp, a mean over the positions"},
@@ -100,7 +101,6 @@ class TransformerListopConfig(LRAConfig):
 
     tie_layer_weights: bool = True
     max_positions: int = 2002
-    apply_bert_init: bool = True
     sentence_class_num: int = 10
 
 
@@ -113,7 +113,6 @@ class TransformerIMDbConfig(LRAConfig):
     encoder_layers: int = 4
     encoder_attention_heads: int = 4
     max_positions: int = 4002
-    apply_bert_init: bool = True
     classifier_out_dim: int = 1024
 
 
@@ -127,6 +126,7 @@ class TransformerAANConfig(LRAConfig):
     encoder_attention_heads: int = 4
     max_positions: int = 4002
     documents: int = 2
+    apply_bert_init: bool = False
     classifier_out_dim: int = 512
 
 
@@ -138,7 +138,6 @@ class TransformerCIFAR10Config(LRAConfig):
     encoder_ffn_embed_dim: int = 128
     encoder_layers: int = 1
     encoder_attention_heads: int = 8
-    apply_bert_init: bool = True
     sentence_class_num: int = 10
     classifier_out_dim: int = 128
 
@@ -153,6 +152,7 @@ class TransformerPF32Config(LRAConfig):
     encoder_attention_heads: int = 4
     max_positions: int = 1026
     sen_rep_type: str = "mp"
+    apply_bert_init: bool = False
     classifier_out_dim: int = 256
 
 
@@ -284,9 +284,9 @@ class LRAModel(BaseFairseqModel):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        # fairseq makes --encoder-learned-pos, on by default, a flag that turns it off, and nothing can turn
-        # off --apply-bert-init where an architecture has it.
-        for name in ("encoder_learned_pos", "apply_bert_init"):
+        # fairseq makes a flag of what is on by default turn it off, and nothing can turn off what an architecture
+        # has turned on.
+        for name in ("encoder_learned_pos", "apply_bert_init", "tie_layer_weights"):
             parser.add_argument(
                 "--" + name.replace("_", "-"),
                 action=argparse.BooleanOptionalAction,
@@ -307,11 +307,15 @@ class LRAModel(BaseFairseqModel):
         dictionary = task.source_dictionary
         _check_lra_config(args, dictionary)
         args.max_source_positions = args.max_positions
-        args.layernorm_embedding = args.no_scale_embedding = True
+        args.layernorm_embedding = True
+        # Sinusoids have amplitude 1, and would drown unscaled embeddings.
+        args.no_scale_embedding = args.encoder_learned_pos or args.no_token_positional_embeddings
         args.encoder_normalize_before = False
         args.encoder_projected_attention_heads = args.encoder_attention_heads
         args.word_dropout = 0.0
         args.encoder_layers_to_keep = args.encoder_layers_to_keep or None
+        if args.encoder_layers_to_keep:
+            args.encoder_layers = len(args.encoder_layers_to_keep.split(","))
 
         embed_tokens: Any
         if dictionary is None:
@@ -393,20 +397,32 @@ class LRAModel(BaseFairseqModel):
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         translate_published_names(state_dict)
-        check_tied_kv(state_dict, self)
         prefix = f"{name}." if name else ""
-        check_shapes(
-            state_dict,
-            self.state_dict(prefix=prefix),
-            {
-                (f"{prefix}encoder.embed_tokens.weight", 1): "--encoder-embed-dim",
-                (f"{prefix}encoder.embed_tokens.weight", 0): "the dictionary's number of symbols",
-                (f"{prefix}encoder.embed_positions.weight", 0): "--max-positions (and the padding rows: 2)",
-                (f"{prefix}encoder.packed_input.embeddings", 0): "--encoder-projection-length",
-                (f"{prefix}classifier.0.weight", 0): "--classifier-out-dim",
-                (f"{prefix}sentence_projection_layer.weight", 0): "--sentence-class-num",
-            },
-        )
+        own = self.state_dict(prefix=prefix)
+        for part, option in (
+            ("encoder.packed_input.embeddings", "--layer-type"),
+            ("encoder.embed_tokens.bias", "--input-type"),
+            ("encoder.embed_positions.weight", "--encoder-learned-pos"),
+            ("encoder.layers.1.fc1.weight", "--tie-layer-weights or --encoder-layers"),
+        ):
+            pruned = option.startswith("--tie") and self.args.encoder_layers_to_keep  # fairseq prunes after this
+            if state_dict and not pruned and (prefix + part in state_dict) != (prefix + part in own):
+                raise CheckpointMismatch(
+                    f"the checkpoint was trained with another {option}: make it the same here, or choose the "
+                    "checkpoint that belongs to it"
+                )
+        check_tied_kv(state_dict, self, tie="add --tie-kv", untie="leave out --tie-kv")
+        sizes = {
+            ("encoder.layernorm_embedding.weight", 0): "--encoder-embed-dim",
+            ("encoder.embed_positions.weight", 0): "--max-positions (and the padding rows: 2)",
+            ("encoder.packed_input.embeddings", 0): "--encoder-projection-length",
+            ("classifier.0.weight", 0): "--classifier-out-dim",
+            ("classifier.0.weight", 1): "--encoder-embed-dim times --documents",
+            ("sentence_projection_layer.weight", 0): "--sentence-class-num",
+        }
+        if self.cls is not None:
+            sizes["encoder.embed_tokens.weight", 0] = "the dictionary's number of symbols"
+        check_shapes(state_dict, own, {(prefix + part, dim): option for (part, dim), option in sizes.items()})
         super().upgrade_state_dict_named(state_dict, name)
 
 
@@ -431,6 +447,17 @@ def _check_lra_config(args: Any, dictionary: Optional[Any]) -> None:
     check_at_least(2, args, "sentence_class_num")
     if args.documents not in (1, 2):
         raise ValueError(f"--documents is {args.documents}: an example has 1 or 2")
+    if args.encoder_layers_to_keep and args.tie_layer_weights:
+        raise ValueError(
+            f"--encoder-layers-to-keep is {args.encoder_layers_to_keep}: layers that share their weights are all "
+            "the same; give --encoder-layers instead"
+        )
+    shared = args.documents == 2 or (args.tie_layer_weights and args.encoder_layers > 1)
+    if args.checkpoint_activations and shared and get_data_parallel_world_size() > 1:
+        raise ValueError(
+            "--checkpoint-activations works on one device where layers are used twice (--tie-layer-weights, "
+            "--documents 2): leave it out"
+        )
     if args.use_p and args.layer_type != "luna":
         raise ValueError(f"--use-p needs --layer-type luna, not {args.layer_type}: others have no packed sequence")
     if args.input_type == "text" and dictionary is None:

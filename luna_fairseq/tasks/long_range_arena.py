@@ -30,7 +30,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 from torch import Tensor
 
-from luna_fairseq.models.lra import CLS
+from luna_fairseq.models.lra import CLS, LRAModel
 from luna_fairseq.tasks._checks import (
     DataError,
     check_count,
@@ -84,6 +84,10 @@ class _LRATask(FairseqTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model; its options say how the data is to be read, so it comes before the data."""
         model = super().build_model(cfg, from_checkpoint)
+        if not isinstance(model, LRAModel):
+            raise ValueError(
+                f"--arch {cfg._name} does not classify long documents: take lra, or luna_lra_listop, ..."
+            )
         self._model = model.args
         return model
 
@@ -150,6 +154,7 @@ class LRATextTask(_LRATask):
 
         Raises:
             FileNotFoundError: if the folder or a dictionary does not exist.
+            DataError: if the second documents have another dictionary.
         """
         check_folder(cfg.data)
         dictionaries = []
@@ -157,6 +162,14 @@ class LRATextTask(_LRATask):
             check_dictionary(cfg.data, part, "dict.txt", remedy="name the folder that holds src-bin and label-bin")
             dictionaries.append(Dictionary.load(os.path.join(cfg.data, part, "dict.txt")))
         dictionary, labels = dictionaries
+        if os.path.isdir(os.path.join(cfg.data, "src1-bin")):
+            check_dictionary(cfg.data, "src1-bin", "dict.txt")
+            second = Dictionary.load(os.path.join(cfg.data, "src1-bin", "dict.txt"))
+            if second.symbols != dictionary.symbols:
+                raise DataError(
+                    f"{cfg.data} has one dictionary in src-bin and another in src1-bin: prepare the second documents "
+                    "with --srcdict src-bin/dict.txt"
+                )
         dictionary.add_symbol(CLS)
         return cls(cfg, dictionary, labels)
 

@@ -158,7 +158,7 @@ def test_images(arena: Path, tmp_path: Path) -> None:
     assert "add --input-type image" in said
 
 
-def _load(arena: Path, task: str, arch: str = "luna_lra_pf32", **options: Any) -> Any:
+def _load(arena: Path, task: str, arch: str = "luna_lra_pf32", sizes: List[str] = TINY, **options: Any) -> Any:
     """The task with its model, in this process."""
     from fairseq import options as fairseq_options
     from fairseq import tasks
@@ -168,7 +168,7 @@ def _load(arena: Path, task: str, arch: str = "luna_lra_pf32", **options: Any) -
     parser = fairseq_options.get_training_parser()
     args = fairseq_options.parse_args_and_arch(
         parser, input_args=[str(arena), "--task", task, "--arch", arch, "--optimizer", "adam",
-                            "--criterion", "lra_cross_entropy", *TINY, *flags]
+                            "--criterion", "lra_cross_entropy", *sizes, *flags]
     )  # fmt: skip
     cfg = convert_namespace_to_omegaconf(args)
     loaded = tasks.setup_task(cfg.task)
@@ -203,7 +203,7 @@ def test_bad_data(arena: Path, tmp_path: Path) -> None:
         _load(arena / "images", "lra-image", input_type="image", pixel_normalization="0.5 0").load_dataset("train")
 
     with pytest.raises(ValueError, match="--arch roberta_base does not classify long documents"):
-        _load(arena / "one", "lra-text", "roberta_base")
+        _load(arena / "one", "lra-text", "roberta_base", TINY[:-2])
     shutil.copytree(arena / "two", tmp_path / "mixed")
     lines = (arena / "two" / "src-bin" / "dict.txt").read_text().splitlines()
     (tmp_path / "mixed" / "src1-bin" / "dict.txt").write_text("".join(f"{line}\n" for line in reversed(lines)))

@@ -164,7 +164,7 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
         os.killpg(done.pid, signal.SIGINT)
         # Both ends of the pipes close only when the workers are gone, too.
         _, said = done.communicate(timeout=60)
-    assert done.returncode == 130
+    assert done.returncode == 130, said
     assert said.splitlines()[-1] == "prepare_lra.py: interrupted: run the same command again"
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -26,6 +26,7 @@ from fairseq.data.shorten_dataset import TruncateDataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.constants import DATASET_IMPL_CHOICES
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 from torch import Tensor
@@ -83,11 +84,10 @@ class _LRATask(FairseqTask):
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model; its options say how the data is to be read, so it comes before the data."""
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        if not issubclass(MODEL_REGISTRY.get(name, object), LRAModel):
+            raise ValueError(f"--arch {name} does not classify long documents: take lra, luna_lra_listop, ...")
         model = super().build_model(cfg, from_checkpoint)
-        if not isinstance(model, LRAModel):
-            raise ValueError(
-                f"--arch {cfg._name} does not classify long documents: take lra, or luna_lra_listop, ..."
-            )
         self._model = model.args
         return model
 

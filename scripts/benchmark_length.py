@@ -23,14 +23,14 @@ from typing import Any, Dict, List, Tuple
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import MODEL_REGISTRY
+from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 import luna_fairseq
-from luna_fairseq.models.lra import CLS, LunaIMDbConfig, TransformerIMDbConfig
+from luna_fairseq.models.lra import CLS
 
 LENGTHS = (1000, 2000, 3000, 4000)
-# Steps per second and memory relative to the Transformer; paper, section 4.1, at 4,000 bytes.
-PAPER = {"Luna-256": "4.9x, 0.16x"}
+# Luna-256 at 4,000 bytes, relative to the Transformer: updates per second, memory; paper, section 4.1.
+PAPER = (4.9, 0.16)
 
 
 def byte_dictionary() -> Dictionary:
@@ -51,11 +51,10 @@ def build(name: str, device: torch.device) -> Tuple[Any, Any]:
     """
     torch.manual_seed(1)
     task = SimpleNamespace(source_dictionary=byte_dictionary())
-    if name == "Transformer":
-        config: Any = TransformerIMDbConfig()
-    else:
-        config = LunaIMDbConfig(encoder_projection_length=int(name.removeprefix("Luna-")))
-    model = MODEL_REGISTRY["lra"].build_model(config, task).to(device).train()
+    kind, _, length = name.partition("-")
+    arch = f"{kind.lower()}_lra_imdb"
+    config = MODEL_DATACLASS_REGISTRY[arch](**({"encoder_projection_length": int(length)} if length else {}))
+    model = MODEL_REGISTRY[arch].build_model(config, task).to(device).train()
     return model, torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-5)
 
 
@@ -143,9 +142,8 @@ def draw(found: Dict[str, Dict[int, Tuple[float, float]]], output: Path) -> None
         lengths = list(values)
         axes[0].plot(lengths, [values[n][0] / base[n][0] for n in lengths], marker="o", label=name)
         axes[1].plot(lengths, [values[n][1] / base[n][1] for n in lengths], marker="o", label=name)
-    axes[0].plot([4000], [4.9], "k*", label="Luna-256 in the paper")
-    axes[1].plot([4000], [0.16], "k*", label="Luna-256 in the paper")
-    for axis, title in zip(axes, ("training speed", "peak memory"), strict=True):
+    for axis, title, published in zip(axes, ("training speed", "peak memory"), PAPER, strict=True):
+        axis.plot([4000], [published], "k*", label="Luna-256 in the paper")
         axis.set(title=f"{title}, Transformer = 1", xlabel="bytes", ylim=(0, None))
     axes[0].legend(fontsize="small")
     figure.savefig(output)
@@ -185,7 +183,7 @@ def main() -> int:
     for name, values in found.items():
         base = found["Transformer"]
         cells = [f"{v[0] / base[n][0]:.2f}x, {v[1] / base[n][1]:.2f}x" for n, v in values.items()]
-        print(f"| {name} | " + " | ".join(cells) + f" | {PAPER.get(name, '')} |")
+        print(f"| {name} | " + " | ".join(cells) + f" | {'{}x, {}x'.format(*PAPER) if name == 'Luna-256' else ''} |")
     print("| Transformer, updates/s and GiB | " + " | ".join(f"{a:.3f}, {b:.2f}" for a, b in base.values()) + " | |")
     if args.output:
         draw(found, args.output)

@@ -136,20 +136,7 @@ def generate(size: int, seed: int, index: int, *, options: Options | None = None
 
 
 def layout(size: int, seed: int, index: int, *, options: Options | None = None) -> Layout:
-    """What ``generate`` draws.
-
-    Args:
-        size: side of the image.
-        seed: number of the series of images.
-        index: number of the image in its series; odd ones have the label 1, even ones 0.
-        options: how the image looks; ``published(size)`` by default.
-
-    Returns:
-        The layout.
-
-    Raises:
-        ValueError: if the options cannot work.
-    """
+    """What :func:`generate` draws, which has the same arguments and errors."""
     options = options or published(size)
     _check(size, seed, index, options)
     for attempt in range(MOST_ATTEMPTS):

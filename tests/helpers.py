@@ -135,6 +135,10 @@ def golden_bert(golden: Dict[str, Any]) -> LunaBertModel:
     return model.eval()
 
 
+# As much of the task lra-image as building a model needs.
+NO_SYMBOLS: Any = SimpleNamespace(source_dictionary=None)
+
+
 def make_lra_config(**changes: Any) -> LRAConfig:
     """A tiny classifier's config."""
     options: Dict[str, Any] = dict(
@@ -159,10 +163,4 @@ def make_lra(seed: int = 1, words: int = 20, **changes: Any) -> LRAModel:
     if changes.get("input_type") != "image":
         dictionary = make_dictionary(words)
         dictionary.add_symbol(CLS)
-    return LRAModel.build_model(make_lra_config(**changes), make_task(dictionary) if dictionary else NoSymbols())
-
-
-class NoSymbols:
-    """As much of the task lra-image as building a model needs."""
-
-    source_dictionary = None
+    return LRAModel.build_model(make_lra_config(**changes), make_task(dictionary) if dictionary else NO_SYMBOLS)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from fairseq.data import data_utils
 from fairseq.logging import metrics
+from fairseq.models import MODEL_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from helpers import (
-    NoSymbols,
+    NO_SYMBOLS,
     assert_close,
     assert_grads_close,
     golden_names,
@@ -22,7 +23,7 @@ from helpers import (
 )
 from luna_fairseq.checkpoint import CheckpointMismatch, translate_published_names
 from luna_fairseq.criterions.lra_cross_entropy import LRACrossEntropyCriterion
-from luna_fairseq.models.lra import LRAConfig, LRAModel, LunaPF128Config, SharedLayers
+from luna_fairseq.models.lra import LRAConfig, LRAModel, SharedLayers
 
 PAD = 1
 
@@ -89,7 +90,7 @@ def test_published_criterion() -> None:
             "target": inputs["target"].unsqueeze(1),
             "ntokens": inputs["ntokens"],
         }
-        criterion = LRACrossEntropyCriterion(NoSymbols(), None, sentence_avg)
+        criterion = LRACrossEntropyCriterion(NO_SYMBOLS, None, sentence_avg)
         loss, sample_size, log = criterion(Fixed(), sample)
         assert loss.item() == pytest.approx(want["loss"].item(), rel=1e-6)
         assert (sample_size, log["ncorrects"], log["nsentences"]) == (
@@ -208,9 +209,9 @@ def test_images_are_real_numbers() -> None:
 
 
 def test_16384_positions() -> None:
-    config = LRAConfig.__dataclass_fields__
-    changes = {k: getattr(LunaPF128Config(), k) for k in config if k != "_name"}
-    model = make_lra(words=256, **{**changes, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16}).train()
+    published = vars(MODEL_DATACLASS_REGISTRY["luna_lra_pf128"]())
+    changes = {**published, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16}
+    model = make_lra(words=256, **{k: v for k, v in changes.items() if k != "_name"}).train()
     tokens = torch.randint(4, 260, (1, 128 * 128 + 1))
     loss = model(tokens)[0].square().sum()
     loss.backward()
@@ -258,7 +259,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="take --task lra-image"):
         LRAModel.build_model(make_lra_config(input_type="image"), make_task())
     with pytest.raises(ValueError, match="add --input-type image"):
-        LRAModel.build_model(make_lra_config(), NoSymbols())
+        LRAModel.build_model(make_lra_config(), NO_SYMBOLS)
     state = make_lra().state_dict()
     for changes, message in (
         (dict(tie_kv=True), "untied keys and values: leave out --tie-kv"),

@@ -69,7 +69,7 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         loss = F.cross_entropy(logits, target, reduction="sum")
         predicted = logits.argmax(dim=-1)
         if self.save_predictions:
-            self._write(model.training, sample["id"], predicted, target)
+            self._write(model.training, sample["id"].tolist(), predicted.tolist(), target.tolist())
         nsentences = target.size(0)
         sample_size = nsentences if self.sentence_avg else sample["ntokens"]
         return loss, sample_size, {
@@ -80,7 +80,7 @@ class LRACrossEntropyCriterion(FairseqCriterion):
             "sample_size": sample_size,
         }  # fmt: skip
 
-    def _write(self, training: bool, ids: Tensor, predicted: Tensor, target: Tensor) -> None:
+    def _write(self, training: bool, ids: List[int], predicted: List[int], target: List[int]) -> None:
         if training:  # the next evaluation begins a new file
             if self._file is not None:
                 self._file.close()
@@ -90,10 +90,10 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         if self._file is None:
             assert self.save_predictions is not None
             self._file = open(self.save_predictions, "w", encoding="utf-8")  # noqa: SIM115 (open over many batches)
-        if not self._written.isdisjoint(ids.tolist()):
+        if not self._written.isdisjoint(ids):
             raise ValueError("--save-predictions writes one split: name one --valid-subset")
-        self._written.update(ids.tolist())
-        for i, *classes in zip(ids.tolist(), predicted.tolist(), target.tolist(), strict=True):
+        self._written.update(ids)
+        for i, *classes in zip(ids, predicted, target, strict=True):
             self._file.write("\t".join([str(i), *map(self.task.class_name, classes)]) + "\n")
         self._file.flush()
 

@@ -244,7 +244,7 @@ def namespace(cfg: Any) -> Namespace:
     return Namespace(**vars(cfg))
 
 
-def register_architectures(model: Type[BaseFairseqModel], configs: Dict[str, type]) -> None:
+def register_architectures(model: Type[BaseFairseqModel], config: type, sizes: Dict[str, Dict[str, Any]]) -> None:
     """Make ``--arch NAME`` and ``model._name: NAME`` mean the same for every named architecture.
 
     An architecture is a config class with other defaults, and a model class of its own. Functions that
@@ -253,7 +253,16 @@ def register_architectures(model: Type[BaseFairseqModel], configs: Dict[str, typ
 
     Args:
         model: the model class.
-        configs: architecture name -> dataclass with its defaults.
+        config: dataclass of its options.
+        sizes: architecture name -> the options that have another default there.
     """
-    for name, config in configs.items():
-        register_model(name, dataclass=config)(type(model.__name__, (model,), {"__module__": model.__module__}))
+    for name, defaults in sizes.items():
+        options = {option.name: option for option in dataclasses.fields(config)}
+        changed = [
+            (option, options[option].type, field(default=value, metadata=dict(options[option].metadata)))
+            for option, value in defaults.items()
+        ]
+        own = dataclasses.make_dataclass(
+            config.__name__, changed, bases=(config,), namespace={"__module__": config.__module__}
+        )
+        register_model(name, dataclass=own)(type(model.__name__, (model,), {"__module__": model.__module__}))

@@ -95,109 +95,6 @@ class LRAConfig(_EncoderOptions):
     )
 
 
-@dataclass
-class TransformerListopConfig(LRAConfig):
-    """ListOps: six layers that share their weights."""
-
-    tie_layer_weights: bool = True
-    max_positions: int = 2002
-    sentence_class_num: int = 10
-
-
-@dataclass
-class TransformerIMDbConfig(LRAConfig):
-    """Text: IMDb reviews, byte by byte."""
-
-    encoder_embed_dim: int = 256
-    encoder_ffn_embed_dim: int = 1024
-    encoder_layers: int = 4
-    encoder_attention_heads: int = 4
-    max_positions: int = 4002
-    classifier_out_dim: int = 1024
-
-
-@dataclass
-class TransformerAANConfig(LRAConfig):
-    """Retrieval: pairs of papers of the ACL anthology, byte by byte."""
-
-    encoder_embed_dim: int = 128
-    encoder_ffn_embed_dim: int = 512
-    encoder_layers: int = 4
-    encoder_attention_heads: int = 4
-    max_positions: int = 4002
-    documents: int = 2
-    apply_bert_init: bool = False
-    classifier_out_dim: int = 512
-
-
-@dataclass
-class TransformerCIFAR10Config(LRAConfig):
-    """Image: grey CIFAR-10, pixel by pixel."""
-
-    encoder_embed_dim: int = 64
-    encoder_ffn_embed_dim: int = 128
-    encoder_layers: int = 1
-    encoder_attention_heads: int = 8
-    sentence_class_num: int = 10
-    classifier_out_dim: int = 128
-
-
-@dataclass
-class TransformerPF32Config(LRAConfig):
-    """Pathfinder, 32 x 32."""
-
-    encoder_embed_dim: int = 128
-    encoder_ffn_embed_dim: int = 128
-    encoder_layers: int = 1
-    encoder_attention_heads: int = 4
-    max_positions: int = 1026
-    sen_rep_type: str = "mp"
-    apply_bert_init: bool = False
-    classifier_out_dim: int = 256
-
-
-@dataclass
-class LunaListopConfig(TransformerListopConfig):
-    """ListOps with Luna layers."""
-
-    layer_type: str = "luna"
-
-
-@dataclass
-class LunaIMDbConfig(TransformerIMDbConfig):
-    """Text with Luna layers."""
-
-    layer_type: str = "luna"
-
-
-@dataclass
-class LunaAANConfig(TransformerAANConfig):
-    """Retrieval with Luna layers."""
-
-    layer_type: str = "luna"
-
-
-@dataclass
-class LunaCIFAR10Config(TransformerCIFAR10Config):
-    """Image with Luna layers."""
-
-    layer_type: str = "luna"
-
-
-@dataclass
-class LunaPF32Config(TransformerPF32Config):
-    """Pathfinder, 32 x 32, with Luna layers."""
-
-    layer_type: str = "luna"
-
-
-@dataclass
-class LunaPF128Config(LunaPF32Config):
-    """Pathfinder, 128 x 128 (Path-X)."""
-
-    max_positions: int = 128 * 128 + 2
-
-
 class SharedLayers(nn.ModuleList):
     """One layer, applied several times.
 
@@ -388,25 +285,26 @@ class LRAModel(BaseFairseqModel):
             assert self.cls is not None
             src_tokens = src_tokens.masked_fill(src_tokens.eq(self.cls), pad)
         out = self.encoder(src_tokens, token_embeddings=embeddings)
+        masks = out["packed_padding_mask" if self.args.use_p else "encoder_padding_mask"]
+        mask = masks[0] if masks else None
         if self.args.use_p:
-            masks = out["packed_padding_mask"]
-            return _mean(out["packed_out"][0], masks[0] if masks else None)
+            return _mean(out["packed_out"][0], mask)
         x = out["encoder_out"][0].transpose(0, 1)
-        padding_mask = src_tokens.eq(pad)
-        return _mean(x, padding_mask) if self.args.sen_rep_type == "mp" else first_state(x, padding_mask)
+        return _mean(x, mask) if self.args.sen_rep_type == "mp" else first_state(x, mask)
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         translate_published_names(state_dict)
         prefix = f"{name}." if name else ""
         own = self.state_dict(prefix=prefix)
-        for part, option in (
-            ("encoder.packed_input.embeddings", "--layer-type"),
-            ("encoder.embed_tokens.bias", "--input-type"),
-            ("encoder.embed_positions.weight", "--encoder-learned-pos"),
-            ("encoder.layers.1.fc1.weight", "--tie-layer-weights or --encoder-layers"),
-        ):
-            pruned = option.startswith("--tie") and self.args.encoder_layers_to_keep  # fairseq prunes after this
-            if state_dict and not pruned and (prefix + part in state_dict) != (prefix + part in own):
+        parts = {
+            "encoder.packed_input.embeddings": "--layer-type",
+            "encoder.embed_tokens.bias": "--input-type",
+            "encoder.embed_positions.weight": "--encoder-learned-pos",
+        }
+        if not self.args.encoder_layers_to_keep:  # fairseq prunes after this
+            parts["encoder.layers.1.fc1.weight"] = "--tie-layer-weights or --encoder-layers"
+        for part, option in parts.items():
+            if (prefix + part in state_dict) != (prefix + part in own):
                 raise CheckpointMismatch(
                     f"the checkpoint was trained with another {option}: make it the same here, or choose the "
                     "checkpoint that belongs to it"
@@ -466,20 +364,36 @@ def _check_lra_config(args: Any, dictionary: Optional[Any]) -> None:
         raise ValueError("--input-type is image and the task reads symbols: take --task lra-image, or leave it out")
 
 
+# What differs from the defaults, for each task of the paper.
+_SIZES: Dict[str, Dict[str, Any]] = {
+    # Six layers that share their weights.
+    "listop": dict(tie_layer_weights=True, max_positions=2002, sentence_class_num=10),
+    "imdb": dict(
+        encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_layers=4, encoder_attention_heads=4,
+        max_positions=4002, classifier_out_dim=1024,
+    ),
+    "aan": dict(
+        encoder_embed_dim=128, encoder_ffn_embed_dim=512, encoder_layers=4, encoder_attention_heads=4,
+        max_positions=4002, documents=2, apply_bert_init=False, classifier_out_dim=512,
+    ),
+    "cifar10": dict(
+        encoder_embed_dim=64, encoder_ffn_embed_dim=128, encoder_layers=1, encoder_attention_heads=8,
+        sentence_class_num=10, classifier_out_dim=128,
+    ),
+    "pf32": dict(
+        encoder_embed_dim=128, encoder_ffn_embed_dim=128, encoder_layers=1, encoder_attention_heads=4,
+        max_positions=1026, sen_rep_type="mp", apply_bert_init=False, classifier_out_dim=256,
+    ),
+}  # fmt: skip
+_LUNA = dict(layer_type="luna")
+
 register_architectures(
     LRAModel,
+    LRAConfig,
     {
-        "lra": LRAConfig,
-        "transformer_lra_listop": TransformerListopConfig,
-        "transformer_lra_imdb": TransformerIMDbConfig,
-        "transformer_lra_aan": TransformerAANConfig,
-        "transformer_lra_cifar10": TransformerCIFAR10Config,
-        "transformer_lra_pf32": TransformerPF32Config,
-        "luna_lra_listop": LunaListopConfig,
-        "luna_lra_imdb": LunaIMDbConfig,
-        "luna_lra_aan": LunaAANConfig,
-        "luna_lra_cifar10": LunaCIFAR10Config,
-        "luna_lra_pf32": LunaPF32Config,
-        "luna_lra_pf128": LunaPF128Config,
+        "lra": {},
+        **{f"transformer_lra_{name}": options for name, options in _SIZES.items()},
+        **{f"luna_lra_{name}": {**options, **_LUNA} for name, options in _SIZES.items()},
+        "luna_lra_pf128": {**_SIZES["pf32"], **_LUNA, "max_positions": 128 * 128 + 2},
     },
 )

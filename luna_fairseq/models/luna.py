@@ -1,6 +1,5 @@
 """The Luna translation model: ``--arch luna``, ``luna_base``, ``luna_base_tied``, ``luna_base_untied``."""
 
-from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -310,19 +309,13 @@ class LunaModel(TransformerModelBase):
         super().upgrade_state_dict_named(state_dict, name)
 
 
-@dataclass
-class LunaUntiedConfig(LunaConfig):
-    """``luna_base_untied``: separate key and value matrices."""
-
-    untie_luna_kv: bool = True
-
-
 register_architectures(
     LunaModel,
+    LunaConfig,
     {
-        "luna": LunaConfig,
-        "luna_base": LunaConfig,
-        "luna_base_tied": LunaConfig,
-        "luna_base_untied": LunaUntiedConfig,
+        "luna": {},
+        "luna_base": {},
+        "luna_base_tied": {},
+        "luna_base_untied": dict(untie_luna_kv=True),
     },
 )

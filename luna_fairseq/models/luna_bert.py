@@ -58,39 +58,6 @@ class LunaBertConfig(LunaOptions, _EncoderOptions):
     )
 
 
-@dataclass
-class LunaBertUntiedConfig(LunaBertConfig):
-    """``luna_base_untied_512``: separate key and value matrices."""
-
-    untie_luna_kv: bool = True
-
-
-@dataclass
-class LunaBert2048Config(LunaBertConfig):
-    """``luna_base_2048``: 2,048 positions and projection length 256."""
-
-    projection_length: int = 256
-    max_positions: int = 2048
-
-
-@dataclass
-class LunaBertLargeConfig(LunaBertConfig):
-    """``luna_large_512``: the size of RoBERTa-large."""
-
-    encoder_embed_dim: int = 1024
-    encoder_ffn_embed_dim: int = 4096
-    encoder_layers: int = 24
-    encoder_attention_heads: int = 16
-
-
-@dataclass
-class LunaBertLarge2048Config(LunaBertLargeConfig):
-    """``luna_large_2048``: the same with 2,048 positions (the published one forgets them) and l = 256."""
-
-    projection_length: int = 256
-    max_positions: int = 2048
-
-
 class LunaBertEncoder(RobertaEncoder):
     """fairseq's RoBERTa encoder (body and LM head) with Luna's encoder as its body.
 
@@ -348,15 +315,21 @@ def _check_bert_config(args: Any, task: Any) -> None:
         )
 
 
+_LARGE = dict(
+    encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_layers=24, encoder_attention_heads=16
+)  # of RoBERTa-large
+_LONG = dict(projection_length=256, max_positions=2048)  # the published luna_large_2048 forgets the positions
+
 register_architectures(
     LunaBertModel,
+    LunaBertConfig,
     {
-        "luna_bert": LunaBertConfig,
-        "luna_base_512": LunaBertConfig,
-        "luna_base_tied_512": LunaBertConfig,
-        "luna_base_untied_512": LunaBertUntiedConfig,
-        "luna_base_2048": LunaBert2048Config,
-        "luna_large_512": LunaBertLargeConfig,
-        "luna_large_2048": LunaBertLarge2048Config,
+        "luna_bert": {},
+        "luna_base_512": {},
+        "luna_base_tied_512": {},
+        "luna_base_untied_512": dict(untie_luna_kv=True),
+        "luna_base_2048": _LONG,
+        "luna_large_512": _LARGE,
+        "luna_large_2048": {**_LARGE, **_LONG},
     },
 )

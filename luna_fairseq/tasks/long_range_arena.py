@@ -79,7 +79,7 @@ class _LRATask(FairseqTask):
 
     cfg: Any
     source_dictionary: Optional[Dictionary] = None
-    target_dictionary: Optional[Dictionary] = None
+    target_dictionary = None
     _model: Any = None
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -142,9 +142,11 @@ class LRATextTask(_LRATask):
         labels: of the classes.
     """
 
+    source_dictionary: Dictionary
+
     def __init__(self, cfg: LRATextConfig, dictionary: Dictionary, labels: Dictionary) -> None:
         super().__init__(cfg)
-        self.source_dictionary = self.target_dictionary = self.dictionary = dictionary
+        self.source_dictionary = dictionary
         self.label_dictionary = labels
         self.cls = dictionary.index(CLS)
 
@@ -200,7 +202,7 @@ class LRATextTask(_LRATask):
             if longer:
                 logger.info("%s: %d of %d texts are cut to %d symbols", split, longer, len(text), limit)
             text = TruncateDataset(text, limit)
-            inputs[f"{name}_tokens"] = RightPadDataset(text, pad_idx=self.dictionary.pad())
+            inputs[f"{name}_tokens"] = RightPadDataset(text, pad_idx=self.source_dictionary.pad())
             inputs[f"{name}_lengths"] = NumelDataset(text)
 
         labels = self._read("label-bin", split, combine)
@@ -221,7 +223,7 @@ class LRATextTask(_LRATask):
         return self._finish(split, inputs, target)
 
     def _read(self, part: str, split: str, combine: bool) -> Any:
-        dictionary = self.label_dictionary if part == "label-bin" else self.dictionary
+        dictionary = self.label_dictionary if part == "label-bin" else self.source_dictionary
         path = os.path.join(self.cfg.data, part, split)
         return data_utils.load_indexed_dataset(path, dictionary, self.cfg.dataset_impl, combine=combine)
 

@@ -14,6 +14,20 @@ export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserW
 
 fail() { echo "$(basename "$0"): $*" >&2; exit 1; }
 
+has_gpu() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
+
+# absolute PATHS: fairseq-hydra-train may work in another folder; several paths are joined by ":".
+absolute() {
+  local part parts=() joined
+  IFS=: read -ra parts <<< "$1"
+  for part in "${parts[@]}"; do
+    [[ $part == /* ]] || part=$CALLER/$part
+    [ -e "$part" ] || fail "$part does not exist: prepare it first, or correct the name"
+    joined=${joined:+$joined:}$part
+  done
+  echo "$joined"
+}
+
 # Only the path: importing fairseq logs a line about an optional package.
 USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || fail "luna-fairseq is not on the PATH: see the README"
 
@@ -36,9 +50,8 @@ train_config() {
   if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
   [ -z "$SMOKE" ] || smoke=("${SMOKE_OPTIONS[@]}")
   local device=()
-  python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-    || device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1
-      dataset.num_workers=0 dataset.data_buffer_size=0)
+  has_gpu || device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1
+    dataset.num_workers=0 dataset.data_buffer_size=0)
   echo "training $name; log: $folder/train.log"
   fairseq-hydra-train --config-dir "$config_dir" --config-name "$name" \
     common.user_dir="$USER_DIR" checkpoint.save_dir="$folder/checkpoints" \
@@ -46,4 +59,29 @@ train_config() {
     | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160 \
     || fail "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
   touch "$folder/.trained"
+}
+
+# evaluate FOLDER DATA SUBSET "KEY=VALUE..." OPTIONS...: accuracy of the best checkpoint in FOLDER by fairseq-validate with
+# OPTIONS; FOLDER/result.json keeps it beside the keys, and is printed.
+evaluate() {
+  local folder=$1 data=$2 subset=$3 keys=$4 cpu=()
+  shift 4
+  if [ ! -f "$folder/result.json" ]; then
+    has_gpu || cpu=(--cpu)
+    fairseq-validate "$data" --user-dir "$USER_DIR" --path "$folder/checkpoints/checkpoint_best.pt" "${cpu[@]}" \
+      --distributed-world-size 1 --valid-subset "$subset" --batch-size 16 --required-batch-size-multiple 1 \
+      --num-workers 0 --data-buffer-size 0 --log-format simple "$@" > "$folder/validate.log" 2>&1 \
+      || fail "evaluation failed: see $folder/validate.log"
+    python - "$folder" "$keys" <<'PY'
+import json, re, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+accuracy = re.findall(r"valid on '\w+' subset \|.*? accuracy ([\d.]+)", (folder / "validate.log").read_text())[-1]
+result = {**dict(pair.split("=") for pair in sys.argv[2].split(" ")), "accuracy": float(accuracy)}
+(folder / "result.tmp").write_text(json.dumps(result) + "\n")
+(folder / "result.tmp").rename(folder / "result.json")
+PY
+  fi
+  cat "$folder/result.json"
 }

@@ -46,7 +46,7 @@ prepare() {
   local words folder=${2:-} from=()
   read -r -a words <<< "$(data_of "$1")"
   if [ -n "$folder" ]; then
-    [[ $folder == /* ]] || folder=$CALLER/$folder
+    folder=$(absolute "$folder")
     from=(--data "$folder")
   elif [[ ${words[0]} =~ ^(text|retrieval|image)$ ]] && [ ! -d "$(data_folder "$1")" ]; then
     fail "$1 needs the folder with the published files: $0 prepare $1 FOLDER"
@@ -60,50 +60,33 @@ prepare() {
 check_row() {
   check_config configs/lra "$1"
   check_config configs/lra/layers "$2"
-  folder=$OUT/$1.$2${TAG:+-$TAG}
 }
+
+row_folder() { echo "$OUT/$1.$2${TAG:+-$TAG}"; }
 
 train() {
   [ $# -ge 2 ] || fail "train takes a config and the layers"
-  local folder data
   check_row "$1" "$2"
+  local data
   data=$(data_folder "$1")
   [ -d "$data" ] || fail "no data in $data: run '$0 prepare $1' first"
-  train_config configs/lra "$1" "$folder" layers="$2" task.data="$data" "${@:3}"
+  train_config configs/lra "$1" "$(row_folder "$1" "$2")" layers="$2" task.data="$data" "${@:3}"
 }
 
 test_row() {
-  [ $# -ge 2 ] || fail "test takes a config and the layers"
-  local folder data task cpu=()
+  [ $# -eq 2 ] || fail "test takes a config and the layers"
   check_row "$1" "$2"
-  data=$(data_folder "$1")
+  local folder task=lra-text
+  folder=$(row_folder "$1" "$2")
   [ -f "$folder/.trained" ] || fail "$1 with $2 is not trained: run '$0 train $1 $2' first"
-  if [ ! -f "$folder/result.json" ]; then
-    task=lra-text
-    ! grep -q "^  - input: pixels" "configs/lra/$1.yaml" || task=lra-image
-    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || cpu=(--cpu)
-    fairseq-validate "$data" --user-dir "$USER_DIR" --path "$folder/checkpoints/checkpoint_best.pt" "${cpu[@]}" \
-      --distributed-world-size 1 --task "$task" --criterion lra_cross_entropy --save-predictions "$folder/predictions.tsv" \
-      --valid-subset test --batch-size 32 --required-batch-size-multiple 1 --num-workers 0 --data-buffer-size 0 \
-      --log-format simple > "$folder/test.log" 2>&1 || fail "the test failed: see $folder/test.log"
-    python - "$folder" "$1" "$2" "${TAG:-}" <<'PY'
-import json, sys
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-rows = [line.split("\t") for line in (folder / "predictions.tsv").read_text().splitlines()]
-right = sum(predicted == wanted for _, predicted, wanted in rows)
-result = {"config": sys.argv[2], "layers": sys.argv[3], "tag": sys.argv[4], "accuracy": 100 * right / len(rows)}
-(folder / "result.tmp").write_text(json.dumps(result) + "\n")
-(folder / "result.tmp").rename(folder / "result.json")
-PY
-  fi
-  cat "$folder/result.json"
+  ! grep -q "^  - input: pixels" "configs/lra/$1.yaml" || task=lra-image
+  evaluate "$folder" "$(data_folder "$1")" test "config=$1 layers=$2 tag=${TAG:-}" --task "$task" \
+    --criterion lra_cross_entropy --save-predictions "$folder/predictions.tsv"
 }
 
 row() {
   [ $# -ge 2 ] || fail "row takes a config, the layers, and the folder with the published files if it needs them"
-  local config=$1 layers=$2 folder files=()
+  local config=$1 layers=$2 files=()
   check_row "$config" "$layers"  # before the work begins
   shift 2
   if [ $# -ge 1 ] && [[ $1 != *=* ]]; then

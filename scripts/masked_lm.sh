@@ -19,18 +19,6 @@ DEFAULT_OUT=masked-lm-out
 . scripts/experiment.sh
 [ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
 
-# Absolute paths: fairseq-hydra-train may work in another folder.
-absolute() {
-  local part parts=() joined
-  IFS=: read -ra parts <<< "$1"
-  for part in "${parts[@]}"; do
-    [[ $part == /* ]] || part=$CALLER/$part
-    [ -e "$part" ] || fail "$part does not exist: prepare it first, or correct the name"
-    joined=${joined:+$joined:}$part
-  done
-  echo "$joined"
-}
-
 SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
   ++model.encoder_attention_heads=2 ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
   "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1)
@@ -47,7 +35,7 @@ pretrain() {
 finetune() {
   [ $# -ge 3 ] || fail "finetune takes a config, the data, and a checkpoint or \"scratch\""
   check_config configs/masked_lm "$1"
-  local name=$1 data source=$3 from=scratch start=() folder
+  local name=$1 data source=$3 from=scratch start=() folder task subset=valid
   data=$(absolute "$2")
   shift 3
   if [ "$source" != scratch ]; then
@@ -59,28 +47,10 @@ finetune() {
   fi
   folder=$OUT/$name.$from${TAG:+-$TAG}
   train_config configs/masked_lm "$name" "$folder" task.data="$data" "${start[@]}" "$@"
-  if [ ! -f "$folder/result.json" ]; then
-    local cpu=() task subset=valid
-    [ "$name" != finetune_race ] || subset=test  # what the papers report for RACE
-    task=$(sed -n 's/^  - kind: //p' "configs/masked_lm/$name.yaml")
-    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || cpu=(--cpu)
-    fairseq-validate "$data" --user-dir "$USER_DIR" --path "$folder/checkpoints/checkpoint_best.pt" "${cpu[@]}" \
-      --task "$task" --criterion "$task" --valid-subset "$subset" \
-      --batch-size 16 --required-batch-size-multiple 1 --num-workers 0 --data-buffer-size 0 --log-format simple \
-      ${SMOKE:+--skip-invalid-size-inputs-valid-test} > "$folder/validate.log" 2>&1 \
-      || fail "evaluation failed: see $folder/validate.log"
-    python - "$folder" "$name" "$from" "${TAG:-}" <<'PY'
-import json, re, sys
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-found = re.findall(r"valid on '\w+' subset \|.*? accuracy ([\d.]+)", (folder / "validate.log").read_text())
-result = {"config": sys.argv[2], "from": sys.argv[3], "tag": sys.argv[4], "accuracy": float(found[-1])}
-(folder / "result.tmp").write_text(json.dumps(result) + "\n")
-(folder / "result.tmp").rename(folder / "result.json")
-PY
-  fi
-  cat "$folder/result.json"
+  task=$(sed -n 's/^  - kind: //p' "configs/masked_lm/$name.yaml")
+  [ "$name" != finetune_race ] || subset=test  # what the papers report for RACE
+  evaluate "$folder" "$data" "$subset" "config=$name from=$from tag=${TAG:-}" --task "$task" --criterion "$task" \
+    ${SMOKE:+--skip-invalid-size-inputs-valid-test}
 }
 
 table() {

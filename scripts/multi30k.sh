@@ -19,8 +19,8 @@ export OMP_NUM_THREADS=${THREADS:-1}
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
-  local folder=$1 file
-  [[ $folder == /* ]] || folder=$CALLER/$folder
+  local folder file
+  folder=$(absolute "$1")
   for file in {train,val,test_2016_flickr}.{en,de}; do
     [ -f "$folder/$file" ] || fail "$folder/$file does not exist: name the folder with Multi30k's text"
   done

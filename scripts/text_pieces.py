@@ -369,6 +369,22 @@ def progress(total: int, name: str, unit: str) -> Any:
     return tqdm(total=total, desc=name, unit=unit, unit_scale=True, mininterval=interval, maxinterval=interval)
 
 
+_STOP = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Signals that come meanwhile are raised afterwards.
+
+    Around a fork: Python runs callbacks then and ignores their errors, an interrupt raised in one of them too.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(parent: int) -> None:
     def end_with_parent() -> None:
         while os.getppid() == parent:
@@ -377,6 +393,7 @@ def _start_worker(parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     # A parent that is killed tells nobody.
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -400,7 +417,8 @@ def in_order(
     waiting: deque[Future[Result]] = deque()
     try:
         for task in tasks:
-            waiting.append(pool.submit(function, *task))
+            with _held_signals():  # the first one forks the workers
+                waiting.append(pool.submit(function, *task))
             if len(waiting) >= ahead * workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -83,6 +83,26 @@ def run_command(command: str, *args: Any, code: int = 0, stdin: str = "", **envi
     return output
 
 
+def run_script(out: Path, *args: Any, code: int = 0) -> str:
+    """Run a script of ``scripts/`` as a smoke run that writes under ``out``; returns stdout and stderr together.
+
+    Args:
+        out: its ``OUT``.
+        args: its path from the root of the repository, and its arguments; a Python script takes this Python.
+        code: the exit code to expect.
+    """
+    python = [sys.executable] if str(args[0]).endswith(".py") else []
+    done = subprocess.run(
+        [*python, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={
+            **os.environ, "OUT": str(out), "SMOKE": "1", "THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 def train(corpus: Corpus, save_dir: Path, *args: Any, arch: str = "luna", code: int = 0, **environment: str) -> str:
     """``fairseq-train`` on the test corpus with a tiny model and Adam unless ``args`` name another optimizer."""
     optimizer = [] if "--optimizer" in args else ADAM

@@ -1,27 +1,14 @@
 """scripts/lra.sh: each config prepared, trained and tested by one command, and the table."""
 
 import json
-import os
 import pickle
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from commands import ROOT
-
-
-def _run(out: Path, *args: object, code: int = 0) -> str:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["scripts/lra.sh", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "PATH": path, "OUT": str(out), "SMOKE": "1", "THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+from commands import run_script
 
 
 def _published_files(folder: Path, config: str) -> Path:
@@ -53,19 +40,21 @@ def test_a_row_by_one_command(tmp_path: Path, config: str) -> None:
     needs_files = config in ("text", "retrieval", "image")
     layers = "transformer" if config == "pathfinder" else "luna_16"
     if needs_files:
-        assert f"{config} needs the folder with the published files" in _run(tmp_path, "row", config, layers, code=1)
+        assert f"{config} needs the folder with the published files" in run_script(
+            tmp_path, "scripts/lra.sh", "row", config, layers, code=1
+        )
     folder = [_published_files(tmp_path / "published", config)] if needs_files else []
-    output = _run(tmp_path, "row", config, layers, *folder)
+    output = run_script(tmp_path, "scripts/lra.sh", "row", config, layers, *folder)
     (line,) = [line for line in output.splitlines() if line.startswith("{")]
     result = json.loads(line)
     assert (result["config"], result["layers"]) == (config, layers) and 0 <= result["accuracy"] <= 100
     if config == "listops":
-        assert "already trained" in _run(tmp_path, "row", config, layers)
-        table = _run(tmp_path, "table")
+        assert "already trained" in run_script(tmp_path, "scripts/lra.sh", "row", config, layers)
+        table = run_script(tmp_path, "scripts/lra.sh", "table")
         assert "| Luna-256 | 37.98 (not run) | 65.78 (not run) |" in table
         assert f"| Luna-16 | 37.43 ({result['accuracy']:.2f}) | 65.74 (not run) |" in table
-        said = _run(tmp_path, "train", config, layers, "optimization.lr=[0.5]", code=1)
+        said = run_script(tmp_path, "scripts/lra.sh", "train", config, layers, "optimization.lr=[0.5]", code=1)
         assert "a run with other data or options" in said
-        assert "choose one of" in _run(tmp_path, "row", config, "luna_17", code=1)
-        assert "choose one of" in _run(tmp_path, "row", "nothing", layers, code=1)
-        assert "is not trained" in _run(tmp_path, "test", config, "luna_128", code=1)
+        assert "choose one of" in run_script(tmp_path, "scripts/lra.sh", "row", config, "luna_17", code=1)
+        assert "choose one of" in run_script(tmp_path, "scripts/lra.sh", "row", "nothing", layers, code=1)
+        assert "is not trained" in run_script(tmp_path, "scripts/lra.sh", "test", config, "luna_128", code=1)

@@ -189,6 +189,21 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
     assert said == f"{tmp_path}/full has a mine.txt that is not of this script: name another --out"
 
 
+def test_interrupt_while_workers_start() -> None:
+    """Python drops an interrupt that comes in the middle of a fork."""
+    code = (
+        "import os, signal, text_pieces\n"
+        "os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "def prepare(): print(list(text_pieces.in_order(abs, [(-1,)], workers=2)))\n"
+        "raise SystemExit(text_pieces.run('it', prepare))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "it: interrupted: run the same command again\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

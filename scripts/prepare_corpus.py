@@ -6,6 +6,8 @@ PIECES is one of
 
     --vocab-size 8000                 learn so many SentencePiece pieces from the text
     --sentencepiece-model FILE        take a model that is there
+    --pieces FOLDER                   of an earlier OUT or of a published model, with its dictionary: for a checkpoint
+                                      that is to go on training on other text
     --gpt2-encoder-json FILE --gpt2-vocab-bpe FILE --gpt2-dict FILE       GPT-2's byte pairs, as RoBERTa has them
 
 A line of text becomes a line of pieces. Blank lines end documents and stay, one between two documents, for
@@ -197,6 +199,7 @@ class Preparation:
         self.out = (args.out / "smoke" if args.smoke else args.out).resolve()
         self.work = self.out / ".work"
         self.dictionary = self.out / DICTIONARY
+        self.given_dictionary: Path | None = args.pieces / DICTIONARY if args.pieces else args.gpt2_dict
         self.settings_file = self.out / "settings.json"
         self.limit = SMOKE_LINES if args.smoke else None
 
@@ -243,6 +246,9 @@ class Preparation:
         pieces: dict[str, Any]
         if args.vocab_size:
             pieces = {"vocab-size": args.vocab_size, "vocab-lines": args.vocab_lines, "seed": args.seed}
+        elif args.pieces:
+            files = {**Pieces.of_folder(args.pieces).files, DICTIONARY: args.pieces / DICTIONARY}
+            pieces = {name: digest(path) for name, path in files.items()}
         elif args.sentencepiece_model:
             pieces = {"sentencepiece-model": digest(need_file(args.sentencepiece_model))}
         else:
@@ -259,6 +265,8 @@ class Preparation:
         """The pieces that the options name."""
         if self.args.vocab_size:
             return None
+        if self.args.pieces:
+            return Pieces.of_folder(self.args.pieces)
         if self.args.sentencepiece_model:
             return Pieces.of_sentencepiece(self.args.sentencepiece_model)
         return Pieces.of_gpt2(self.args.gpt2_encoder_json, self.args.gpt2_vocab_bpe)
@@ -270,11 +278,12 @@ class Preparation:
         encoder = pieces.load()
         lines = [text.strip() for _, text in itertools.islice(read_lines(self.args.train[0]), 1000)]
         encoded = [piece for line in encoder.encode(lines) for piece in line.split()]
-        if isinstance(encoder, SentencePieceEncoder):
+        if self.given_dictionary:
+            known, reason = read_dictionary(self.given_dictionary), wrong_dictionary(self.given_dictionary)
+        else:
+            assert isinstance(encoder, SentencePieceEncoder)
             known, model = set(encoder.pieces), self.args.sentencepiece_model
             reason = f"the SentencePiece model {model} was not made for this text, name another one"
-        else:
-            known, reason = read_dictionary(self.args.gpt2_dict), wrong_dictionary(self.args.gpt2_dict)
         check_known(sum(piece not in known for piece in encoded), len(encoded), "train", reason)
 
     # Text ---------------------------------------------------------------------------------------------
@@ -408,17 +417,15 @@ class Preparation:
                 bar.update(block.end - block.start)
         if not lines:
             raise PreparationError(f"the text for {name} has no pieces: give another model, or other text")
-        # Only SentencePiece's dictionary is counted.
-        write_json(
-            self.work / f"{name}.json", {"lines": lines, "counts": counts if self.args.gpt2_dict is None else {}}
-        )
+        # A dictionary that is given is not counted.
+        write_json(self.work / f"{name}.json", {"lines": lines, "counts": {} if self.given_dictionary else counts})
 
     def write_dictionary(self, shards: int) -> None:
-        """Write OUT/dict.txt: GPT-2's as it is, for SentencePiece every piece with its count in the training text."""
+        """Write OUT/dict.txt: the given one as it is, or every piece with its count in the training text."""
         if self.dictionary.exists():
             return
-        if self.args.gpt2_dict:
-            copy_file(self.args.gpt2_dict, self.dictionary)
+        if self.given_dictionary:
+            copy_file(self.given_dictionary, self.dictionary)
             return
         counts: Counter[str] = Counter()
         for number in range(shards):
@@ -489,11 +496,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     text.add_argument("--valid", type=Path, required=True, metavar="FILE")
     text.add_argument("--test", type=Path, metavar="FILE")
     text.add_argument("--require-documents", action="store_true", help="refuse training text without blank lines")
-    pieces = parser.add_argument_group("pieces: one of --vocab-size, --sentencepiece-model, and the three of GPT-2")
+    one_of = "one of --vocab-size, --sentencepiece-model, --pieces, and the three of GPT-2"
+    pieces = parser.add_argument_group(f"pieces: {one_of}")
     pieces.add_argument("--vocab-size", type=positive, metavar="N", help="learn N pieces by SentencePiece")
     pieces.add_argument("--vocab-lines", type=positive, default=500000, metavar="N", help="from at most N lines")
     pieces.add_argument("--seed", type=int, default=1, help="decides which lines")
     pieces.add_argument("--sentencepiece-model", type=Path, metavar="FILE")
+    pieces.add_argument("--pieces", type=Path, metavar="FOLDER", help="an earlier OUT, or a published model's folder")
     pieces.add_argument("--gpt2-encoder-json", type=Path, metavar="FILE")
     pieces.add_argument("--gpt2-vocab-bpe", type=Path, metavar="FILE")
     pieces.add_argument("--gpt2-dict", type=Path, metavar="FILE", help="the published dict.txt")
@@ -505,8 +514,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpt2 = [args.gpt2_encoder_json, args.gpt2_vocab_bpe, args.gpt2_dict]
     if any(gpt2) and not all(gpt2):
         parser.error("--gpt2-encoder-json, --gpt2-vocab-bpe and --gpt2-dict belong together: give all three")
-    if sum(map(bool, (args.vocab_size, args.sentencepiece_model, args.gpt2_dict))) != 1:
-        parser.error("give one of --vocab-size, --sentencepiece-model, and the three of GPT-2")
+    if sum(map(bool, (args.vocab_size, args.sentencepiece_model, args.pieces, args.gpt2_dict))) != 1:
+        parser.error(f"give {one_of}")
     return run("prepare_corpus.py", Preparation(args))
 
 

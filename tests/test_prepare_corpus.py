@@ -335,6 +335,18 @@ def tiny_gpt2(folder: Path) -> List[Any]:
     return [word for option, name in names.items() for word in (f"--gpt2-{option}", folder / name)]
 
 
+def test_other_text_with_the_same_dictionary(text: Path, out: Path, tmp_path: Path) -> None:
+    """What ``--pieces`` makes has the dictionary of the earlier folder, whatever its own text counts."""
+    for folder, pieces in ((tmp_path / "other", out), (tmp_path / "third", tmp_path / "other")):
+        usual = ["--train", text / "valid.txt", "--valid", text / "valid.txt", "--workers", 1, "--out", folder]
+        prepare(*usual, "--pieces", pieces)
+        for name in ("dict.txt", "sentencepiece.model", "data-bin/shard0/dict.txt"):
+            assert (folder / name).read_bytes() == (out / name).read_bytes()
+    assert load(folder / "data-bin" / "shard0", "valid") == load(out / "data-bin" / "shard0", "valid")
+    assert "begun with" in error(*usual, "--pieces", tmp_path / "other", "--shards", 3)
+    assert "has no dict.txt" in error(*usual[:-1], tmp_path / "no", "--pieces", text)
+
+
 def test_gpt2(text: Path, tmp_path: Path) -> None:
     gpt2 = tiny_gpt2(tmp_path / "gpt2")
     out = tmp_path / "out"
@@ -408,7 +420,7 @@ def test_errors(options: str, message: str, text: Path, tmp_path: Path, bad: Dic
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "give one of --vocab-size, --sentencepiece-model, and the three of GPT-2"),
+        ("", "give one of --vocab-size, --sentencepiece-model, --pieces, and the three of GPT-2"),
         ("--vocab-size 9 --sentencepiece-model m", "give one of --vocab-size"),
         ("--gpt2-dict d", "--gpt2-dict belong together: give all three"),
         ("--vocab-size 0", "argument --vocab-size: must be at least 1"),

@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: "make demo" and "make test". Both set up .venv first, once.
+# Two commands on a fresh machine: "make demo" and "make test". Both set up .venv first, once. "make bench" measures.
 #
 #   PYTHON         the Python to build on, 3.11 or 3.12
 #   TORCH          what pip installs as torch: a version, and options if the build needs any
@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test bench lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -40,6 +40,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+bench: setup
+	GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184 \
+		$(BIN)/python scripts/benchmark.py
 
 lint: setup
 	$(BIN)/ruff check .

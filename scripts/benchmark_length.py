@@ -9,14 +9,10 @@ length in a process of its own, the most that training takes on top of the idle 
 """
 
 import argparse
-import json
 import logging
-import platform
-import re
 import statistics
-import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, List, Tuple
@@ -25,8 +21,8 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
-import luna_fairseq
 from luna_fairseq.models.lra import CLS
+from measuring import in_own_process, interleaved, machine, peak_bytes
 
 LENGTHS = (1000, 2000, 3000, 4000)
 # Luna-256 at 4,000 bytes, relative to the Transformer: updates per second, memory; paper, section 4.1.
@@ -69,46 +65,27 @@ def update(model: Any, optimizer: Any, length: int, batch_size: int, device: tor
     optimizer.zero_grad()
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def speeds(names: List[str], length: int, args: argparse.Namespace, device: torch.device) -> Dict[str, float]:
     """Updates per second of each model, the medians over the rounds."""
-    models = {name: build(name, device) for name in names}
-    seconds: Dict[str, List[float]] = {name: [] for name in names}
-    for _ in range(args.rounds + 1):  # the first warms up
-        for name, (model, optimizer) in models.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            for _ in range(args.updates):
-                update(model, optimizer, length, args.batch_size, device, args.fp16)
-            _synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: args.updates / statistics.median(values[1:]) for name, values in seconds.items()}
 
+    def updates(model: Any, optimizer: Any) -> None:
+        for _ in range(args.updates):
+            update(model, optimizer, length, args.batch_size, device, args.fp16)
 
-def _highest_gib() -> float:
-    """The most memory that this process has had (Linux; getrusage would count its parent's too)."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 2**20
+    steps = {name: partial(updates, *build(name, device)) for name in names}
+    seconds = interleaved(steps, args.rounds, device)
+    return {name: args.updates / statistics.median(values) for name, values in seconds.items()}
 
 
 def memory(name: str, length: int, args: argparse.Namespace, device: torch.device) -> float:
     """The most memory that two updates take on top of the idle process, in GiB."""
-    if device.type == "cuda":
+
+    def train() -> None:
         model, optimizer = build(name, device)
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        before = _highest_gib()
-        model, optimizer = build(name, device)
-    for _ in range(2):
-        update(model, optimizer, length, args.batch_size, device, args.fp16)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return _highest_gib() - before
+        for _ in range(2):
+            update(model, optimizer, length, args.batch_size, device, args.fp16)
+
+    return peak_bytes(train, device) / 2**30
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> Dict[str, Dict[int, Tuple[float, float]]]:
@@ -118,11 +95,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> Dict[str, Dict[in
     for length in args.lengths:
         by_name = speeds(names, length, args, device)
         for name in names:
-            command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name, str(length)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise RuntimeError(f"{name} at {length} bytes: {done.stderr.strip().splitlines()[-1]}")
-            found[name][length] = by_name[name], json.loads(done.stdout.splitlines()[-1])
+            found[name][length] = by_name[name], in_own_process("--memory-of", name, str(length))
             print(
                 f"{name}, {length} bytes: {by_name[name]:.3f} updates/s, {found[name][length][1]:.2f} GiB", flush=True
             )
@@ -167,17 +140,12 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.memory_of:
-        print(json.dumps(memory(args.memory_of[0], int(args.memory_of[1]), args, device)))
+        print(memory(args.memory_of[0], int(args.memory_of[1]), args, device))
         return 0
     found = measure(args, device)
-    machine = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {args.threads} thread(s)"
-    )
     precision = "autocast" if args.fp16 else "float32"
-    print(f"\nbatch {args.batch_size}, {precision}, medians of {args.rounds} rounds, {machine}, ", end="")
-    print(
-        f"torch {torch.__version__}, luna-fairseq {luna_fairseq.__version__}; speed, memory of the Transformer = 1\n"
-    )
+    print(f"\nbatch {args.batch_size}, {precision}, medians of {args.rounds} rounds, {machine(device)}; ", end="")
+    print("speed, memory of the Transformer = 1\n")
     print("| | " + " | ".join(f"{length:,} bytes" for length in args.lengths) + " | the paper at 4K |")
     print("|---" * (len(args.lengths) + 2) + "|")
     for name, values in found.items():

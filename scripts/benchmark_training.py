@@ -9,9 +9,8 @@ machine does meets all of them; the medians over the rounds are printed, and the
 
 import argparse
 import logging
-import platform
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any, List
 
@@ -23,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import luna_fairseq
+from measuring import interleaved, machine
 
 
 def load_config(path: Path, *overrides: str) -> Any:
@@ -59,7 +58,6 @@ class Run:
             [p for p in self.model.parameters() if p.requires_grad],
         )
         self.optimizer.set_lr(1e-5)
-        self.seconds: List[float] = []
 
     def batches(self, count: int, device: torch.device) -> List[Any]:
         """Batches of the training split, spread over its lengths."""
@@ -77,18 +75,14 @@ class Run:
         chosen = [batch for batch, _ in zip(epoch, range(count), strict=False)]
         return utils.move_to_cuda(chosen) if device.type == "cuda" else chosen
 
-    def train(self, batches: List[Any], device: torch.device) -> None:
-        """One update a batch; the seconds are noted."""
+    def train(self, batches: List[Any]) -> None:
+        """One update a batch."""
         self.model.train()
-        start = time.perf_counter()
         for number, batch in enumerate(batches):
             self.task.train_step(batch, self.model, self.criterion, self.optimizer, number)
             self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - start)
 
 
 def main() -> None:
@@ -110,21 +104,13 @@ def main() -> None:
     runs = [Run(path, data, device) for path in args.configs]
     batches = runs[0].batches(args.batches, device)
     words = sum(int(batch["ntokens"]) for batch in batches)
-    for number in range(args.rounds + 1):
-        for run in runs:
-            run.train(batches, device)
-        print(f"round {number} of {args.rounds}" + (" (warming up)" if number == 0 else ""), flush=True)
+    seconds = interleaved({run.name: partial(run.train, batches) for run in runs}, args.rounds, device)
 
-    machine = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {args.threads} thread(s)"
-    )
-    print(
-        f"\nmedian of {args.rounds} rounds of {len(batches)} updates, {machine}, torch {torch.__version__}, ", end=""
-    )
-    print(f"luna-fairseq {luna_fairseq.__version__}\n\n| config | words/s | ratio |\n|---|---|---|")
-    medians = [statistics.median(run.seconds[1:]) for run in runs]
-    for run, seconds in zip(runs, medians, strict=True):
-        print(f"| {run.name} | {words / seconds:,.0f} | {medians[0] / seconds:.3f} |")
+    print(f"\nmedian of {args.rounds} rounds of {len(batches)} updates, {machine(device)}\n")
+    print("| config | words/s | ratio |\n|---|---|---|")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, median in medians.items():
+        print(f"| {name} | {words / median:,.0f} | {medians[runs[0].name] / median:.3f} |")
 
 
 if __name__ == "__main__":

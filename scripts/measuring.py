@@ -1,0 +1,97 @@
+"""What the benchmark scripts share: fair timing, peak memory, the machine in words."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+
+import luna_fairseq
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved(steps: Dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Dict[str, List[float]]:
+    """Seconds of every step in every round; a round takes each once, so what the machine does besides meets all.
+
+    Args:
+        steps: name -> what to time.
+        rounds: rounds that count; one more warms up.
+        device: where they compute.
+    """
+    seconds: Dict[str, List[float]] = {name: [] for name in steps}
+    for counts in [False] + [True] * rounds:
+        for name, step in steps.items():
+            synchronize(device)
+            start = time.perf_counter()
+            step()
+            synchronize(device)
+            if counts:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _resident_kib(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most memory that ``work`` takes on top of what this process has: allocated on a GPU, resident on a CPU.
+
+    On a CPU (Linux) the process must be a fresh one: memory that malloc keeps is taken again unseen.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _resident_kib("VmRSS")
+    work()
+    return (_resident_kib("VmHWM") - before) * 1024
+
+
+def in_own_process(*options: str) -> Any:
+    """Run this script again with its options and these; returns the JSON of its last line.
+
+    Raises:
+        RuntimeError: if it fails, with its last line.
+    """
+    done = subprocess.run([sys.executable, *sys.argv, *options], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise RuntimeError(f"{' '.join(options)}: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
+
+
+def machine(device: torch.device) -> str:
+    """The hardware and the versions, in words."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name()
+    else:
+        threads = torch.get_num_threads()
+        hardware = f"{_processor()}, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{hardware}, torch {torch.__version__}, luna-fairseq {luna_fairseq.__version__}"

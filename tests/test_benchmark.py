@@ -1,0 +1,88 @@
+"""scripts/benchmark.py: a wrong operation gets no speed; every part runs; the tables are those of the numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import benchmark
+from commands import ROOT
+from luna_fairseq import ops
+from luna_fairseq.modules import CausalLunaAttention, LunaAttention
+from luna_fairseq.ops import causal
+
+
+@pytest.mark.parametrize("tie_kv", [True, False])
+@pytest.mark.parametrize("length", [5, 300])
+def test_what_is_right_passes(length: int, tie_kv: bool) -> None:
+    x, packed = torch.randn(1, length, 16), torch.randn(1, 4, 16)
+    benchmark.check_attention(LunaAttention(16, 2, tie_kv=tie_kv), x, packed, x)
+    benchmark.check_attention(CausalLunaAttention(16, 2, tie_kv=tie_kv), x, packed)
+
+
+def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the output, and in the gradient alone."""
+    x, packed = torch.randn(1, 300, 16), torch.randn(1, 4, 16)
+    right = ops.attend
+    monkeypatch.setattr(ops, "attend", lambda *args: right(*args) * 1.01)
+    with pytest.raises(benchmark.Mismatch, match=r"LunaAttention at .* the output is off by"):
+        benchmark.check_attention(LunaAttention(16, 2), x, packed, x)
+    monkeypatch.setattr(causal, "_sum_before", lambda x: torch.zeros_like(x))
+    with pytest.raises(benchmark.Mismatch, match=r"CausalLunaAttention at .* the output is off by"):
+        benchmark.check_attention(CausalLunaAttention(16, 2), x, packed)
+    monkeypatch.undo()
+    backward = causal._products_backward
+
+    def wrong(*args: Any) -> None:
+        backward(*args)
+        args[-1][1].mul_(1.01)
+
+    monkeypatch.setattr(causal, "_products_backward", wrong)
+    with pytest.raises(benchmark.Mismatch, match=r"the d .* is off by"):
+        benchmark.check_attention(CausalLunaAttention(16, 2), x, packed)
+
+
+def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A smoke run; memory is measured in this process, which is quicker, but for one row."""
+    command = ["benchmark.py", "--smoke", "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    asked = []
+
+    def in_this_process(option: str, part: str, row: str) -> int:
+        asked.append([*command[1:], option, part, row])
+        return len(asked)
+
+    monkeypatch.setattr(benchmark, "in_own_process", in_this_process)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert benchmark.main() == 0
+    tables = capsys.readouterr().out
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    rows = found["attention"] + found["training"] + found["generation"]
+    assert [row["bytes"] for row in rows] == list(range(1, len(asked) + 1))
+    # Attention: softmax, causal softmax and each Luna at two projection lengths, forward and with backward, three
+    # lengths; the transcription at two of them.
+    assert len(found["attention"]) == 2 * (3 * 6 + 2 * 2)
+    row = next(row for row in found["attention"] if row["layer"] == "causal Luna" and row["length"] == 128)
+    base = next(
+        base
+        for base in found["attention"]
+        if (base["layer"], base["length"], base["backward"]) == ("causal softmax", 128, row["backward"])
+    )
+    assert f"{base['seconds'] / row['seconds']:.2f}x, {row['bytes'] / base['bytes']:.2f}x" in tables
+    # The state of Luna does not grow, softmax attention's does.
+    for row in found["generation"]:
+        grows = row["state"]["after all"] > row["state"]["after 8"]
+        assert grows == row["arch"].startswith("transformer")
+    # The report of the file is the same.
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--report", str(tmp_path / "benchmark.json")])
+    assert benchmark.main() == 0
+    assert capsys.readouterr().out == tables
+
+    done = subprocess.run(
+        [sys.executable, "scripts/benchmark.py", *asked[0]], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 0

@@ -9,7 +9,6 @@ unpack step.
 import math
 from typing import Any, Dict, List, Optional, Tuple
 
-import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
@@ -321,12 +320,12 @@ class CausalLunaAttention(_LunaAttentionBase):
         else:
             key = _split_heads(self.k_proj(query), self.num_heads)
             value = _split_heads(self.v_proj(query), self.num_heads)
-        scores = _split_heads(self.pc_proj(query), self.num_heads) @ packed_query.transpose(-1, -2)
+        context = _split_heads(self.pc_proj(query), self.num_heads)
         y, state = ops.causal_luna_attention(
             q,
             key,
             value,
-            ops.CAUSAL_ACTIVATIONS[self.activation](scores.to(torch.promote_types(scores.dtype, torch.float32))),
+            ops.causal_pack_weights(context, packed_query, self.activation),
             packed_mask=packed_mask,
             padding_mask=padding_mask,
             pack_dropout=self.dropout_module.rate,

@@ -14,6 +14,7 @@ from luna_fairseq.ops.causal import (
     CAUSAL_ACTIVATIONS,
     CausalState,
     causal_luna_attention,
+    causal_pack_weights,
     causal_products,
 )
 from luna_fairseq.ops.dropout import add_dropout
@@ -26,6 +27,7 @@ __all__ = [
     "attend",
     "attention_weights",
     "causal_luna_attention",
+    "causal_pack_weights",
     "causal_products",
     "key_mask",
 ]

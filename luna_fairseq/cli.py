@@ -1,4 +1,4 @@
-"""The console command ``luna-fairseq``: where the plugin is, and averaging checkpoints."""
+"""The console command ``luna-fairseq``: where the plugin is, averaging checkpoints, what a model looks at."""
 
 import argparse
 import re
@@ -52,7 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     average.add_argument(
         "--checkpoint-upper-bound", type=int, metavar="K", help="none later than epoch (or update) K"
     )
+    show = commands.add_parser(
+        "attention", help="translate, and show the source-target map and what each packed row collects"
+    )
+    show.add_argument("sentences", nargs="*", help="text; none: the lines of the standard input")
+    show.add_argument("--path", required=True, help="a checkpoint of a translation model")
+    show.add_argument("--data", required=True, help="the folder of its dictionaries")
+    show.add_argument("--sentencepiece-model", help="whose pieces the text is cut into; none: it is cut already")
+    show.add_argument("--layer", type=int, default=-1, help="of the decoder, from 0; -1 is the last")
+    show.add_argument("--beam", type=int, default=5)
+    show.add_argument("--output", help="a picture, .png or .svg (needs matplotlib); numbered if there are more")
     return parser
+
+
+def _attention(args: argparse.Namespace) -> None:
+    from luna_fairseq.attention_map import show
+
+    show(args)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -62,7 +78,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(user_dir())
         return 0
     try:
-        _average(args)
+        {"average": _average, "attention": _attention}[args.command](args)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"luna-fairseq: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """Whole jobs through fairseq's real commands: train, resume, average, generate, interactive, validate."""
 
 import dataclasses
+import importlib.util
 import re
 import shutil
 from argparse import Namespace
@@ -12,6 +13,7 @@ import torch
 
 import luna_fairseq  # noqa: F401  (allows the classes that checkpoints hold)
 from commands import ADAM, APOLLO, ROOT, TINY, USER_DIR, Corpus, generate, logged, run_command, train
+from luna_fairseq.attention_map import attention_map
 from luna_fairseq.models.luna import LunaModel
 
 
@@ -162,6 +164,35 @@ def test_from_pretrained_translates(corpus: Corpus, trained: Path) -> None:
     both = hub.translate(["the old cat", "a red house"], beam=2)
     assert isinstance(one, str) and "▁" not in one
     assert len(both) == 2 and both[0] == one
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_attention_map(layer: int, corpus: Corpus, trained: Path, tmp_path: Path) -> None:
+    """The average over the heads is the alignment that fairseq prints; rows are distributions over the source."""
+    usual = dict(data_name_or_path=str(corpus.data), bpe="sentencepiece", sentencepiece_model=str(corpus.spm))
+    hub = LunaModel.from_pretrained(str(trained), "checkpoint_last.pt", **usual)
+    found = attention_map(hub, "the old cat", layer)
+    heads, rows = hub.models[0].decoder.layers[0].encoder_attn.num_heads, found.packed.size(1)
+    assert found.heads.shape == (heads, len(found.target), len(found.source)) and found.source[-1] == "</s>"
+    assert found.packed.shape == (heads, rows, len(found.source)) and rows == min(4, len(found.source))
+    for weights in (found.heads, found.packed):
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+    assert found.translation == hub.translate("the old cat")
+    hub.models[0].decoder.need_attn = True
+    tokens = hub.encode("the old cat")
+    printed = hub.generate([tokens], print_alignment="soft")[0][0]["attention"]
+    if layer == -1:
+        torch.testing.assert_close(found.heads.mean(dim=0), printed.T, atol=1e-5, rtol=1e-4)
+
+    options = ["--path", trained / "checkpoint_last.pt", "--data", corpus.data, "--sentencepiece-model", corpus.spm]
+    said = run_command("luna-fairseq", "attention", *options, f"--layer={layer}", "the old cat")
+    assert str(found) in said and found.translation in said
+    if importlib.util.find_spec("matplotlib"):  # an extra of the pictures, not of the tests
+        picture = ["--output", tmp_path / "it.png"]
+        run_command("luna-fairseq", "attention", *options, *picture, stdin="the old cat\n\na red house\n")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["it-0.png", "it-1.png"]
+    said = run_command("luna-fairseq", "attention", *options, "--layer", 7, "the old cat", code=1)
+    assert said.splitlines()[-1] == "luna-fairseq: --layer is 7 and the decoder has 2 layers: take 0 to 1, or -1"
 
 
 def test_replace_unknown_words_by_the_aligned_source_word(corpus: Corpus, trained: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The commands of the README run as they stand there, on a tiny corpus and with a tiny model."""
 
+import importlib.util
 import os
 import random
 import re
@@ -58,6 +59,8 @@ def _shrink(command: str) -> str:
         sizes = " ".join(f"++model.{k[2:].replace('-', '_')}={v}" for k, v in pairs if v.isdigit())
         run = "common.cpu=true optimization.max_epoch=1 dataset.data_buffer_size=0 dataset.num_workers=0"
         return f"{command} {sizes} {run} checkpoint.save_dir=$PWD/hydra-checkpoints"
+    if command.startswith("luna-fairseq attention") and not importlib.util.find_spec("matplotlib"):
+        command = command.replace("--output attention.svg", "")
     return command + " --cpu" if command.startswith("fairseq-generate") else command
 
 
@@ -76,6 +79,7 @@ def test_commands_for_your_own_data(corpus: Corpus, tmp_path: Path) -> None:
         "luna-fairseq",
         "fairseq-generate",
         "fairseq-hydra-train",
+        "luna-fairseq",
     ]
     (python,) = _blocks("Your own data", "python")
     script = python.replace("/absolute/path/of/data-bin", f"{tmp_path}/data-bin")

@@ -1,0 +1,151 @@
+"""What a translation model looks at: the source-target map, what each packed row collects (paper, section 3.1)."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class AttentionMap:
+    """The cross-attention of one layer for one sentence and its translation.
+
+    Attributes:
+        translation: the text that the model made.
+        source, target: the symbols, with the end of the sentence: M and N of them.
+        heads: ``[H, N, M]`` float32, unpack weights times pack weights; each row a distribution over the source.
+        packed: ``[H', L, M]`` float32, the pack weights; likewise.
+    """
+
+    translation: str
+    source: List[str]
+    target: List[str]
+    heads: Tensor
+    packed: Tensor
+
+    def __str__(self) -> str:
+        lines = ["target symbol: source symbols and weights, averaged over the heads"]
+        lines += _table(self.target, self.heads.mean(dim=0), self.source)
+        lines.append("packed row: source symbols and weights, averaged over the heads")
+        lines += _table([str(row) for row in range(self.packed.size(1))], self.packed.mean(dim=0), self.source)
+        return "\n".join(lines)
+
+    def draw(self, path: Path) -> None:
+        """Write a picture: the map averaged and by head, and the pack weights.
+
+        Args:
+            path: ``.png`` or another ending that matplotlib knows.
+
+        Raises:
+            ValueError: if matplotlib is missing.
+        """
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise ValueError("a picture needs matplotlib: pip install matplotlib, or leave out --output") from error
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        panels = {"average": (self.heads.mean(dim=0), self.target)}
+        panels.update({f"head {number}": (head, self.target) for number, head in enumerate(self.heads)})
+        rows = [str(row) for row in range(self.packed.size(1))]
+        panels["packed rows"] = (self.packed.mean(dim=0), rows)
+        columns = min(5, len(panels))
+        lines = -(-len(panels) // columns)
+        size = (1 + 0.22 * len(self.source), 1 + 0.22 * max(len(self.target), len(rows)))
+        figure, axes = pyplot.subplots(
+            lines, columns, figsize=(size[0] * columns, size[1] * lines), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (title, (weights, labels)) in zip(axes.flat, panels.items(), strict=False):
+            axis.imshow(weights, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+            # A dollar sign would begin a formula.
+            names = [[label.replace("$", r"\$") for label in labels] for labels in (self.source, labels)]
+            axis.set_xticks(range(len(self.source)), names[0], rotation=90, fontsize=7)
+            axis.set_yticks(range(len(labels)), names[1], fontsize=7)
+            axis.set_title(title, fontsize=9)
+        figure.savefig(path)
+        pyplot.close(figure)
+
+
+def _table(labels: List[str], weights: Tensor, source: List[str]) -> Iterator[str]:
+    width = max(map(len, labels))
+    for label, row in zip(labels, weights, strict=True):
+        values, places = row.topk(min(4, len(source)))
+        found = [
+            f"{source[place]} {value:.2f}" for value, place in zip(values, places, strict=True) if value >= 0.005
+        ]
+        yield f"  {label:{width}}  {'  '.join(found)}"
+
+
+def attention_map(hub: Any, sentence: str, layer: int = -1, beam: int = 5) -> AttentionMap:
+    """Translate a sentence and return the cross-attention that the translation was made with.
+
+    Args:
+        hub: of ``LunaModel.from_pretrained``, one model.
+        sentence: text.
+        layer: of the decoder, counted from 0; -1 is the last.
+        beam: width of the search.
+
+    Raises:
+        ValueError: if the model is no Luna, or has no such layer.
+    """
+    from luna_fairseq.models.luna import LunaModel
+
+    model = hub.models[0]
+    if not isinstance(model, LunaModel):
+        kind = type(model).__name__
+        raise ValueError(f"the checkpoint holds a {kind}, which packs nothing: name one of a Luna model")
+    count = len(model.decoder.layers)
+    if not -count <= layer < count:
+        raise ValueError(f"--layer is {layer} and the decoder has {count} layers: take 0 to {count - 1}, or -1")
+    source = hub.encode(sentence)
+    target = hub.generate([source], beam=beam)[0][0]["tokens"]
+    seen: Dict[str, Any] = {}
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        _, packed, context, context_mask = args[:4]
+        seen["heads"] = output[2][:, 0]
+        seen["packed"] = module.pack(packed, context, context_mask, need_weights=True)[1][0]
+
+    attention = model.decoder.layers[layer].encoder_attn
+    hook = attention.register_forward_hook(note)
+    try:
+        with torch.no_grad():
+            out = model.encoder(source[None], src_lengths=torch.tensor([len(source)], device=source.device))
+            model.decoder(target.roll(1)[None], encoder_out=out, alignment_layer=layer % count)
+    finally:
+        hook.remove()
+    names = [
+        [dictionary[symbol] for symbol in tokens]
+        for dictionary, tokens in ((hub.task.source_dictionary, source), (hub.task.target_dictionary, target))
+    ]
+    return AttentionMap(hub.decode(target), names[0], names[1], seen["heads"].cpu(), seen["packed"].cpu())
+
+
+def show(args: Any) -> None:
+    """The command ``luna-fairseq attention``: see its help."""
+    import luna_fairseq  # noqa: F401  (today's torch loads no fairseq checkpoint without it)
+    from luna_fairseq.models.luna import LunaModel
+
+    path = Path(args.path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}: give the file to --path")
+    pieces = args.sentencepiece_model
+    options = {"bpe": "sentencepiece", "sentencepiece_model": pieces} if pieces else {}
+    hub = LunaModel.from_pretrained(
+        str(path.resolve().parent), path.name, data_name_or_path=str(Path(args.data).resolve()), **options
+    )
+    sentences = args.sentences or [line.strip() for line in sys.stdin if line.strip()]
+    for number, sentence in enumerate(sentences):
+        found = attention_map(hub, sentence, args.layer, args.beam)
+        print(f"{sentence}\n{found.translation}\n{found}\n")
+        if args.output:
+            output = Path(args.output)
+            output = output if len(sentences) == 1 else output.with_stem(f"{output.stem}-{number}")
+            found.draw(output)
+            print(f"wrote {output}\n")

@@ -161,7 +161,8 @@ def _check_data_and_sizes() -> None:
 
     * ``data_utils.load_indexed_dataset``: fairseq finds out only when training comes to the missing part.
     * ``Trainer.load_checkpoint``: fairseq says "please ensure that the architectures match" whatever is
-      wrong, and takes an optimizer state of other shapes, with which the first update fails.
+      wrong, takes an optimizer state of other shapes, with which the first update fails, and goes on from a
+      checkpoint without one (--no-save-optimizer-state, an average) as if its warm-up were still to come.
     * ``checkpoint_utils.load_model_ensemble_and_task``, which loads for evaluation: fairseq takes random
       weights for a classification head that the checkpoint lacks or has in another size.
     """
@@ -199,6 +200,12 @@ def _check_data_and_sizes() -> None:
                     "start from its weights alone, or name another --save-dir"
                 ) from error
             raise
+        asked = inspect.signature(load_checkpoint).bind(self, filename, *args, **kwargs).arguments
+        if extra_state is not None and not asked.get("reset_optimizer") and self.get_num_updates() == 0:
+            raise CheckpointMismatch(
+                f"{filename} holds no state of an optimizer, so its training cannot go on: add --reset-optimizer to "
+                "start a new schedule from its weights, or name another --save-dir"
+            )
         check_optimizer(self._optimizer, filename)
         return extra_state
 

@@ -57,6 +57,18 @@ def test_bad_option(options: List[Any], message: str, corpus: Corpus, tmp_path: 
     assert message in _last_line(_train(corpus.data, tmp_path / "save", *options))
 
 
+def test_checkpoint_without_an_optimizer_is_not_gone_on_from(corpus: Corpus, tmp_path: Path) -> None:
+    """fairseq would begin the schedule anew in the middle of the training, and say nothing."""
+    save = tmp_path / "save"
+    train(corpus, save, "--max-update", 2, "--no-save-optimizer-state")
+    before = (save / "checkpoint_last.pt").read_bytes()
+    said = _last_line(train(corpus, save, "--max-update", 4, code=1))
+    assert "checkpoint_last.pt holds no state of an optimizer" in said and "add --reset-optimizer" in said
+    assert (save / "checkpoint_last.pt").read_bytes() == before
+    said = train(corpus, save, "--max-update", 4, "--reset-optimizer")
+    assert "num_updates=4, lr=0.01" in said
+
+
 def test_unknown_config_key(corpus: Corpus, tmp_path: Path) -> None:
     config = tmp_path / "misspelt.yaml"
     config.write_text(

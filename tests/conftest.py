@@ -1,6 +1,7 @@
 """Fixtures: a small corpus made into a fairseq data folder by the real tools, and the shared golden folder."""
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from commands import Corpus, LMCorpus, run_command, write_indexed
+
+# A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS_EN = "the a small old cat dog house man woman sees finds loves red green and".split()
 WORDS_DE = "die ein kleine alte Katze Hund Haus Mann Frau sieht findet liebt rot grün und".split()

@@ -36,7 +36,7 @@ def test_read_run(tmp_path: Path) -> None:
         read_run(tmp_path / "empty.log")
 
 
-@pytest.mark.parametrize("form", ["simple", "json", "tqdm"])
+@pytest.mark.parametrize("form", ["json", "tqdm"])
 def test_logs_of_fairseq(form: str, corpus: Corpus, tmp_path: Path) -> None:
     """What a real run prints."""
     options = ["--max-update", 3, "--log-interval", 1, "--log-format", form, "--no-save"]

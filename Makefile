@@ -42,8 +42,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 bench: setup
-	GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184 \
-		$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark.py
 
 lint: setup
 	$(BIN)/ruff check .

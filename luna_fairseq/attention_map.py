@@ -1,12 +1,14 @@
 """What a translation model looks at: the source-target map, what each packed row collects (paper, section 3.1)."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 import torch
 from torch import Tensor
+
+from luna_fairseq.models.luna import LunaModel
+from luna_fairseq.pictures import load_pyplot
 
 
 @dataclass
@@ -42,13 +44,7 @@ class AttentionMap:
         Raises:
             ValueError: if matplotlib is missing.
         """
-        try:
-            import matplotlib
-        except ImportError as error:
-            raise ValueError("a picture needs matplotlib: pip install matplotlib, or leave out --output") from error
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
+        pyplot = load_pyplot()
         panels = {"average": (self.heads.mean(dim=0), self.target)}
         panels.update({f"head {number}": (head, self.target) for number, head in enumerate(self.heads)})
         rows = [str(row) for row in range(self.packed.size(1))]
@@ -82,20 +78,17 @@ def _table(labels: List[str], weights: Tensor, source: List[str]) -> Iterator[st
         yield f"  {label:{width}}  {'  '.join(found)}"
 
 
-def attention_map(hub: Any, sentence: str, layer: int = -1, beam: int = 5) -> AttentionMap:
+def attention_map(hub: Any, sentence: str, layer: int = -1) -> AttentionMap:
     """Translate a sentence and return the cross-attention that the translation was made with.
 
     Args:
         hub: of ``LunaModel.from_pretrained``, one model.
         sentence: text.
         layer: of the decoder, counted from 0; -1 is the last.
-        beam: width of the search.
 
     Raises:
         ValueError: if the model is no Luna, or has no such layer.
     """
-    from luna_fairseq.models.luna import LunaModel
-
     model = hub.models[0]
     if not isinstance(model, LunaModel):
         kind = type(model).__name__
@@ -104,7 +97,7 @@ def attention_map(hub: Any, sentence: str, layer: int = -1, beam: int = 5) -> At
     if not -count <= layer < count:
         raise ValueError(f"--layer is {layer} and the decoder has {count} layers: take 0 to {count - 1}, or -1")
     source = hub.encode(sentence)
-    target = hub.generate([source], beam=beam)[0][0]["tokens"]
+    target = hub.generate([source])[0][0]["tokens"]
     seen: Dict[str, Any] = {}
 
     def note(module: Any, args: Any, output: Any) -> None:
@@ -125,27 +118,3 @@ def attention_map(hub: Any, sentence: str, layer: int = -1, beam: int = 5) -> At
         for dictionary, tokens in ((hub.task.source_dictionary, source), (hub.task.target_dictionary, target))
     ]
     return AttentionMap(hub.decode(target), names[0], names[1], seen["heads"].cpu(), seen["packed"].cpu())
-
-
-def show(args: Any) -> None:
-    """The command ``luna-fairseq attention``: see its help."""
-    import luna_fairseq  # noqa: F401  (today's torch loads no fairseq checkpoint without it)
-    from luna_fairseq.models.luna import LunaModel
-
-    path = Path(args.path)
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}: give the file to --path")
-    pieces = args.sentencepiece_model
-    options = {"bpe": "sentencepiece", "sentencepiece_model": pieces} if pieces else {}
-    hub = LunaModel.from_pretrained(
-        str(path.resolve().parent), path.name, data_name_or_path=str(Path(args.data).resolve()), **options
-    )
-    sentences = args.sentences or [line.strip() for line in sys.stdin if line.strip()]
-    for number, sentence in enumerate(sentences):
-        found = attention_map(hub, sentence, args.layer, args.beam)
-        print(f"{sentence}\n{found.translation}\n{found}\n")
-        if args.output:
-            output = Path(args.output)
-            output = output if len(sentences) == 1 else output.with_stem(f"{output.stem}-{number}")
-            found.draw(output)
-            print(f"wrote {output}\n")

@@ -35,6 +35,29 @@ def _average(args: argparse.Namespace) -> None:
     print(f"wrote {output}")
 
 
+def _attention(args: argparse.Namespace) -> None:
+    from luna_fairseq.attention_map import attention_map
+    from luna_fairseq.models.luna import LunaModel
+
+    path = Path(args.path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}: give the file to --path")
+    pieces = args.sentencepiece_model
+    options = {"bpe": "sentencepiece", "sentencepiece_model": pieces} if pieces else {}
+    hub = LunaModel.from_pretrained(
+        str(path.resolve().parent), path.name, data_name_or_path=str(Path(args.data).resolve()), **options
+    )
+    sentences = args.sentences or [line.strip() for line in sys.stdin if line.strip()]
+    for number, sentence in enumerate(sentences):
+        found = attention_map(hub, sentence, args.layer)
+        print(f"{sentence}\n{found.translation}\n{found}\n")
+        if args.output:
+            output = Path(args.output)
+            output = output if len(sentences) == 1 else output.with_stem(f"{output.stem}-{number}")
+            found.draw(output)
+            print(f"wrote {output}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="luna-fairseq", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -60,15 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--data", required=True, help="the folder of its dictionaries")
     show.add_argument("--sentencepiece-model", help="whose pieces the text is cut into; none: it is cut already")
     show.add_argument("--layer", type=int, default=-1, help="of the decoder, from 0; -1 is the last")
-    show.add_argument("--beam", type=int, default=5)
     show.add_argument("--output", help="a picture, .png or .svg (needs matplotlib); numbered if there are more")
     return parser
-
-
-def _attention(args: argparse.Namespace) -> None:
-    from luna_fairseq.attention_map import show
-
-    show(args)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -35,7 +35,10 @@ from torch import Tensor, nn
 
 from luna_fairseq import ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
-from measuring import in_own_process, interleaved, machine, peak_bytes
+from luna_fairseq.modules.attention import _join_heads as _join
+from luna_fairseq.modules.attention import _split_heads as _heads
+from luna_fairseq.pictures import load_pyplot
+from measuring import in_own_process, interleaved, keep_memory, machine, peak_bytes
 
 TRANSLATION = ("transformer_wmt_en_de", "luna_base_tied", "luna_base_untied")
 MASKED_LM = ("roberta_base", "luna_base_512", "luna_base_2048")
@@ -43,18 +46,20 @@ SIZES: Dict[str, Dict[str, Any]] = {
     "": dict(
         dim=512, heads=8, projection_lengths=(16, 32, 128, 256), tokens=16384, transcription_up_to=2048,
         lengths=(128, 256, 512, 1024, 2048, 4096, 8192, 16384), vocabulary=8000, words=4096,
-        document_lengths=(32, 1024, 4096), block_lengths=(512, 2048), generation_words=1000,
+        document_lengths=(32, 1024, 4096), generation_words=1000,
+        blocks={512: "luna_base_512", 2048: "luna_base_2048"},
         output_lengths=(25, 250, 2000),
     ),
     "full": dict(
         dim=1024, heads=16, projection_lengths=(16, 32, 128, 256), tokens=65536, transcription_up_to=0,
         lengths=(1024, 2048, 4096, 8192, 16384, 32768, 65536), vocabulary=40600, words=16384,
-        document_lengths=(32, 1024, 4096), block_lengths=(512, 2048), generation_words=10000,
+        document_lengths=(32, 1024, 4096), generation_words=10000,
+        blocks={512: "luna_base_512", 2048: "luna_base_2048"},
         output_lengths=(25, 250, 2000),
     ),
     "smoke": dict(
         dim=16, heads=2, projection_lengths=(4, 8), tokens=256, transcription_up_to=128, lengths=(64, 128, 256),
-        vocabulary=100, words=64, document_lengths=(8, 64), block_lengths=(16,), generation_words=20,
+        vocabulary=100, words=64, document_lengths=(8, 64), blocks={16: "luna_base_512"}, generation_words=20,
         output_lengths=(10,),
     ),
 }  # fmt: skip
@@ -75,14 +80,6 @@ class Mismatch(Exception):
 
 
 # ------------------------------------------------------------------------------------------- reference
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _join(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
 def transcribed_causal(layer: CausalLunaAttention, x: Tensor, packed: Tensor, block: Optional[int] = None) -> Tensor:
     """Causal Luna attention (paper, section 3.3) with the sums of every position side by side, as published.
 
@@ -146,21 +143,25 @@ def check_attention(layer: nn.Module, *inputs: Tensor) -> None:
     Raises:
         Mismatch: if it computes something else.
     """
-    if isinstance(layer, CausalLunaAttention):
-        compute: Callable[..., Tensor] = lambda module, *args: module(*args)  # noqa: E731
-        reference: Callable[..., Tensor] = lambda module, *args: transcribed_causal(module, *args, block=128)  # noqa: E731
-    else:
-        compute = lambda module, *args: module(*args)[0]  # noqa: E731
-        reference = transcribed
     training = layer.training
     layer.eval()
     exact = copy.deepcopy(layer).double()
+
+    def compute(*own: Tensor) -> Tensor:
+        return layer(*own) if isinstance(layer, CausalLunaAttention) else layer(*own)[0]
+
+    def reference(*own: Tensor) -> Tensor:
+        if isinstance(exact, CausalLunaAttention):
+            return transcribed_causal(exact, *own, block=128)
+        assert isinstance(exact, LunaAttention)
+        return transcribed(exact, *own)
+
     differentiate = inputs[0].size(1) <= GRADIENTS_UP_TO
     results = []
-    for module, dtype in ((layer, inputs[0].dtype), (exact, torch.float64)):
+    for function, dtype in ((compute, inputs[0].dtype), (reference, torch.float64)):
         own = [x[:1].detach().to(dtype).requires_grad_(differentiate) for x in inputs]
         with torch.set_grad_enabled(differentiate):
-            out = compute(module, *own) if module is layer else reference(module, *own)
+            out = function(*own)
             # Not all ones, or the gradient of a softmax is zero.
             slope = torch.linspace(-1, 1, out.numel(), dtype=dtype, device=out.device).view_as(out)
             gradients = torch.autograd.grad(out, own, slope) if differentiate else ()
@@ -279,7 +280,7 @@ def layer_step(kind: str, size: int, length: int, backward: bool, args: argparse
         for shape in shapes
     )
     slope = torch.ones((), device=args.device, dtype=DTYPES[args.dtype]).expand(shapes[0])
-    if not args.memory_of:  # the check would take memory of its own
+    if backward and not args.memory_of:  # once for both; it would take memory of its own
         with checked(layer), torch.no_grad():
             layer(x[:1], packed[:1])
 
@@ -299,7 +300,7 @@ def measure_attention(args: argparse.Namespace) -> List[Dict[str, Any]]:
     """One attention layer, forward and forward+backward, at equal tokens a batch."""
     rows = []
     for length in args.lengths:
-        for backward in (False, True):
+        for backward in (True, False):
             compared = layers(args, length)
             steps = {f"{kind} {size}": layer_step(kind, size, length, backward, args) for kind, size in compared}
             seconds = interleaved(steps, args.rounds, args.device)
@@ -323,7 +324,7 @@ def build_model(arch: str, positions: int, args: argparse.Namespace) -> Any:
     torch.manual_seed(1)
     masked_lm = arch in MASKED_LM
     symbols = dictionary(args.vocabulary)
-    words = ["unused", "--arch", arch, *SMOKE_SIZES[masked_lm][: None if args.smoke else 0]]
+    words = ["unused", "--arch", arch, *(SMOKE_SIZES[masked_lm] if args.smoke else [])]
     if masked_lm:
         symbols.add_symbol("<mask>")
         words += ["--task", "masked_lm", "--max-positions", str(positions), "--tokens-per-sample", str(positions)]
@@ -335,11 +336,10 @@ def build_model(arch: str, positions: int, args: argparse.Namespace) -> Any:
     return models.build_model(config.model, task).to(args.device)
 
 
-def random_tokens(*shape: int, args: argparse.Namespace, seed: int = 2) -> Tensor:
+def random_tokens(*shape: int, args: argparse.Namespace) -> Tensor:
     """Symbols of the dictionary; every row ends."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(4, args.vocabulary, shape, generator=generator)
-    tokens[:, -1] = dictionary(4).eos()
+    tokens = torch.randint(4, args.vocabulary, shape, generator=torch.Generator().manual_seed(2))
+    tokens[:, -1] = Dictionary().eos()
     return tokens.to(args.device)
 
 
@@ -373,17 +373,15 @@ def training_step(arch: str, length: int, args: argparse.Namespace) -> Callable[
 def measure_training(args: argparse.Namespace) -> List[Dict[str, Any]]:
     """Whole models: words per second and peak memory of training."""
     rows = []
-    for archs, lengths in ((TRANSLATION, args.document_lengths), (MASKED_LM, args.block_lengths)):
-        for length in lengths:
-            compared = [
-                arch for arch in archs if not arch.startswith("luna_base_2048" if length < 2048 else "luna_base_512")
-            ]
-            steps = {arch: training_step(arch, length, args) for arch in compared}
-            seconds = interleaved(steps, args.rounds, args.device)
-            del steps
-            for arch, found in seconds.items():
-                words = max(1, args.words // length) * length
-                rows.append(finished({"arch": arch, "length": length, "words": words}, found, "training", args))
+    compared = [(TRANSLATION, length) for length in args.document_lengths]
+    compared += [(("roberta_base", arch), length) for length, arch in args.blocks.items()]
+    for archs, length in compared:
+        steps = {arch: training_step(arch, length, args) for arch in archs}
+        seconds = interleaved(steps, args.rounds, args.device)
+        del steps
+        for arch, found in seconds.items():
+            words = max(1, args.words // length) * length
+            rows.append(finished({"arch": arch, "length": length, "words": words}, found, "training", args))
     return rows
 
 
@@ -479,15 +477,17 @@ def finished(row: Dict[str, Any], seconds: List[float], part: str, args: argpars
     return row
 
 
+STEPS: Dict[str, Tuple[Callable[..., Callable[[], object]], Tuple[str, ...]]] = {
+    "attention": (layer_step, ("layer", "l", "length", "backward")),
+    "training": (training_step, ("arch", "length")),
+    "generation": (generation_step, ("arch", "length", "beam")),
+}
+
+
 def memory_of(part: str, row: Dict[str, Any], args: argparse.Namespace) -> int:
     """The peak memory of a row in this process, which has done nothing else."""
-    if part == "attention":
-        build = lambda: layer_step(row["layer"], row["l"], row["length"], row["backward"], args)  # noqa: E731
-    elif part == "training":
-        build = lambda: training_step(row["arch"], row["length"], args)  # noqa: E731
-    else:
-        build = lambda: generation_step(row["arch"], row["length"], row["beam"], args)  # noqa: E731
-    step = build()
+    build, names = STEPS[part]
+    step = build(*(row[name] for name in names), args)
     return peak_bytes(lambda: [step() for _ in range(1 if part == "generation" else 2)], args.device)
 
 
@@ -560,14 +560,7 @@ def report(found: Dict[str, Any]) -> str:
 
 def draw(rows: List[Dict[str, Any]], tokens: int, output: Path) -> None:
     """Time and memory of a sentence against its length, forward and backward, both axes logarithmic."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("benchmark.py: no picture, matplotlib is missing: pip install '.[plots]'", file=sys.stderr)
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for layer, size in dict.fromkeys((row["layer"], row["l"]) for row in rows):
         line = [row for row in rows if row["backward"] and (row["layer"], row["l"]) == (layer, size)]
@@ -631,11 +624,15 @@ def main() -> int:
             print(f"benchmark.py: {error}", file=sys.stderr)
             return 1
         results.write_text(json.dumps(found, indent=1) + "\n")
-    if "attention" in found:
-        draw(found["attention"], sizes["tokens"], args.output / "attention.svg")
     print(report(found), end="")
+    if "attention" in found:
+        try:
+            draw(found["attention"], sizes["tokens"], args.output / "attention.svg")
+        except ValueError as error:
+            print(f"benchmark.py: no attention.svg: {error}", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

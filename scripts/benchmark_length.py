@@ -22,7 +22,8 @@ from fairseq.data import Dictionary
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 from luna_fairseq.models.lra import CLS
-from measuring import in_own_process, interleaved, machine, peak_bytes
+from luna_fairseq.pictures import load_pyplot
+from measuring import in_own_process, interleaved, keep_memory, machine, peak_bytes
 
 LENGTHS = (1000, 2000, 3000, 4000)
 # Luna-256 at 4,000 bytes, relative to the Transformer: updates per second, memory; paper, section 4.1.
@@ -104,11 +105,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> Dict[str, Dict[in
 
 def draw(found: Dict[str, Dict[int, Tuple[float, float]]], output: Path) -> None:
     """The two ratios against the length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     base = found["Transformer"]
     for name, values in found.items():
@@ -159,4 +156,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

@@ -22,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from measuring import interleaved, machine
+from measuring import interleaved, keep_memory, machine
 
 
 def load_config(path: Path, *overrides: str) -> Any:
@@ -114,4 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     main()

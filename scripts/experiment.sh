@@ -78,7 +78,7 @@ from pathlib import Path
 
 folder = Path(sys.argv[1])
 accuracy = re.findall(r"valid on '\w+' subset \|.*? accuracy ([\d.]+)", (folder / "validate.log").read_text())[-1]
-result = {**dict(pair.split("=") for pair in sys.argv[2].split(" ")), "accuracy": float(accuracy)}
+result = {**dict(pair.split("=", 1) for pair in sys.argv[2].split(" ")), "accuracy": float(accuracy)}
 (folder / "result.tmp").write_text(json.dumps(result) + "\n")
 (folder / "result.tmp").rename(folder / "result.json")
 PY

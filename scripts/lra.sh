@@ -52,8 +52,6 @@ prepare() {
     fail "$1 needs the folder with the published files: $0 prepare $1 FOLDER"
   fi
   if [ -d "$(data_folder "$1")" ] && [ -z "$folder" ]; then return; fi
-  # A smoke run of a minute cannot take 300 of the large images.
-  if [ -n "$SMOKE" ] && [ "$1" = pathfinder128 ] && [ -z "$folder" ]; then from=(--train 8 --valid 4 --test 4); fi
   python scripts/prepare_lra.py "${words[0]}" --out "$OUT/data/${words[1]}" "${words[@]:2}" "${from[@]}" ${SMOKE:+--smoke}
 }
 

@@ -15,6 +15,18 @@ import torch
 
 import luna_fairseq
 
+MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
+
+
+def keep_memory() -> None:
+    """Begin this script again, once, with a malloc that keeps what is freed, as scripts/experiment.sh trains.
+
+    On a CPU much of an update is spent getting fresh memory from the system otherwise. malloc reads the setting when
+    a process begins.
+    """
+    if "GLIBC_TUNABLES" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": MALLOC})
+
 
 def synchronize(device: torch.device) -> None:
     """Wait for a GPU."""

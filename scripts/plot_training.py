@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+from luna_fairseq.pictures import load_pyplot
+
 PANELS = {
     "loss": "loss, bits", "ppl": "perplexity", "accuracy": "accuracy, %", "bleu": "BLEU", "lr": "learning rate",
     "wps": "training words/s",
@@ -26,7 +28,7 @@ PANELS = {
 TRAIN_ONLY = ("lr", "wps")
 NUMBER = r"[-+\d.einfa]+"
 TRAIN = re.compile(r"\btrain_inner\b.* epoch \d+: .*?(\w+=.*)")
-VALID = re.compile(r"\bvalid\b.* valid on '(?:\w+)' subset \| (.*)")
+VALID = re.compile(r"\bvalid\b.* valid on 'valid' subset \| (.*)")
 JSON = re.compile(r"\b(train_inner|valid)\b[^{]*(\{\"epoch\":.*\})\s*$")
 
 
@@ -101,20 +103,12 @@ def main() -> int:
     if len(speeds) != len(args.runs):
         parser.error(f"{len(speeds)} speeds for {len(args.runs)} runs: give one for each")
     try:
-        import matplotlib
-    except ImportError:
-        print("plot_training.py: matplotlib is missing: pip install '.[plots]'", file=sys.stderr)
-        return 1
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    try:
+        pyplot = load_pyplot()
         runs = [read_run(path) for path in args.runs]
     except (OSError, ValueError) as error:
         print(f"plot_training.py: {error}", file=sys.stderr)
         return 1
     panels = args.panels or [panel for panel in PANELS if any(lines_of(run, panel) for run in runs)]
-    matplotlib.rcParams["svg.hashsalt"] = "luna"  # the same picture from the same logs
     # One kind of time: a row of panels; both: a row for each panel.
     shape = (1, len(panels)) if len(args.against) == 1 else (len(panels), len(args.against))
     figure, axes = pyplot.subplots(

@@ -44,7 +44,7 @@ from text_pieces import (
     split_builder,
 )
 
-SMOKE_EXAMPLES = 300
+SMOKE_EXAMPLES = 12  # a smoke run of a minute tests a Transformer on so many images of 128 x 128
 VALUES = tuple(map(str, range(256)))
 TEN, TWO = tuple(map(str, range(10))), ("0", "1")
 GREY = (0.2989, 0.5870, 0.1140)

@@ -150,8 +150,8 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
     """A smoke run before the real one; a run that is interrupted, one that was killed; a finished one again."""
     out = tmp_path / "out"
     usual = ["listops", "--max-length", 40, "--min-length", 10, "--out", out]
-    assert "train: 300 examples" in prepare(*usual, "--smoke", "--workers", 1)
-    assert len(labels(out / "smoke", "valid")) == 300
+    assert "train: 12 examples" in prepare(*usual, "--smoke", "--workers", 1)
+    assert len(labels(out / "smoke", "valid")) == 12
 
     command = [sys.executable, ROOT / "scripts" / "prepare_lra.py", "listops", "--out", out, "--workers", 2]
     # A terminal tells the workers, too.
@@ -602,9 +602,9 @@ def test_digits(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert classes != sorted(classes)
     prepare("digits", "--out", tmp_path / "tokens")
     assert [list(text) for text in documents(tmp_path / "tokens", "test")] == parts["test"][0]
-    assert "train: 300 examples" in prepare("digits", "--seed", 2, "--smoke", "--out", tmp_path / "other")
+    assert "train: 12 examples" in prepare("digits", "--seed", 2, "--smoke", "--out", tmp_path / "other")
     others = [list(text) for text in documents(tmp_path / "other" / "smoke", "train")]
-    assert len(others) == 300 and others != parts["train"][0][:300]
+    assert len(others) == 12 and others != parts["train"][0][:12]
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     said = prepare("digits", "--out", tmp_path / "no", code=1)
     assert said == "scikit-learn is not installed: pip install '.[lra]'"

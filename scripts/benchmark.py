@@ -69,7 +69,7 @@ SMOKE_SIZES = [
     "--decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2".split(),
     "--encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16 --encoder-attention-heads 2".split(),
 ]
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+TOLERANCE = {torch.float32: 3e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 # Up to here the reference is differentiated, too.
 GRADIENTS_UP_TO = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -279,7 +279,7 @@ def layer_step(kind: str, size: int, length: int, backward: bool, args: argparse
         torch.randn(shape, generator=generator, device=args.device, dtype=DTYPES[args.dtype], requires_grad=backward)
         for shape in shapes
     )
-    slope = torch.ones((), device=args.device, dtype=DTYPES[args.dtype]).expand(shapes[0])
+    slope = torch.ones(shapes[0], device=args.device, dtype=DTYPES[args.dtype])
     if backward and not args.memory_of:  # once for both; it would take memory of its own
         with checked(layer), torch.no_grad():
             layer(x[:1], packed[:1])

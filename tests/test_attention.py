@@ -13,6 +13,7 @@ from torch import Tensor
 from helpers import assert_close, assert_grads_close
 from luna_fairseq import ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
+from luna_fairseq.ops import causal as causal_ops
 from luna_fairseq.ops.naive import naive_attention, naive_causal_luna
 
 LENGTHS = [1, 2, 63, 64, 65, 128, 129, 200]  # below, at and above one product and whole chunks
@@ -109,6 +110,26 @@ def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks:
             assert_close(got_grads[name], grad, f"gradient of {name}", rel=1e-9)
     else:
         assert_grads_close(got_grads, want_grads)
+
+
+@pytest.mark.parametrize("rows", [1, 2 * 32 * 3, 2 * 224 * 3, 10**9], ids=["chunk", "chunks", "sentences", "all"])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("length", [30, 200])
+def test_sums_are_the_same_whatever_the_blocks(
+    length: int, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a GPU, computed here."""
+    monkeypatch.setattr(causal_ops, "_CPU_BLOCK", rows)
+    monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
+    inputs = _leaves((5, 3, length, 4), (5, 3, length, 4), (5, 3, length, 6))
+    scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, 6).double()
+    got = ops.causal_products(*inputs, scale)
+    query, key, value = inputs
+    want = scale * ((query @ key.mT).tril() @ value)
+    assert_close(got, want, "output", rel=1e-12)
+    grads = (torch.autograd.grad(out, inputs, weight) for out in (got, want))
+    for name, *pair in zip(("query", "key", "value"), *grads, strict=True):
+        assert_close(*pair, f"gradient of {name}", rel=1e-12)
 
 
 def test_elu_activation_is_one_plus_elu() -> None:
@@ -280,7 +301,7 @@ def test_memory_is_linear_in_the_length() -> None:
     with Watch():
         out, _ = ops.causal_luna_attention(q, k, v, torch.exp(scores))
         out.sum().backward()
-    assert largest <= heads * length * 64  # one chunk of 64 positions against itself, per position
+    assert largest <= heads * length * max(dim, packed)  # the pack weights; pairs of positions stay in their block
 
 
 def _change_by_dropout(p: float) -> float:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Tuple
 
 import pytest
 import torch
@@ -27,21 +27,21 @@ def test_what_is_right_passes(length: int, tie_kv: bool) -> None:
 def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the output, and in the gradient alone."""
     x, packed = torch.randn(1, 300, 16), torch.randn(1, 4, 16)
-    right = ops.attend
-    monkeypatch.setattr(ops, "attend", lambda *args: right(*args) * 1.01)
+    right = ops.folded_pack
+    monkeypatch.setattr(ops, "folded_pack", lambda *args: right(*args) * 1.01)
     with pytest.raises(benchmark.Mismatch, match=r"LunaAttention at .* the output is off by"):
         benchmark.check_attention(LunaAttention(16, 2), x, packed, x)
-    monkeypatch.setattr(causal, "_sum_before", lambda x: torch.zeros_like(x))
+    monkeypatch.setattr(causal._Blocks, "running", lambda self, sums, *_, **__: (sums, sums[: self.sentences * 2]))
     with pytest.raises(benchmark.Mismatch, match=r"CausalLunaAttention at .* the output is off by"):
         benchmark.check_attention(CausalLunaAttention(16, 2), x, packed)
     monkeypatch.undo()
-    backward = causal._products_backward
+    backward = causal._CausalProducts.backward
 
-    def wrong(*args: Any) -> None:
-        backward(*args)
-        args[-1][1].mul_(1.01)
+    def wrong(*args: Any) -> Tuple[Any, ...]:
+        query, key, *others = backward(*args)
+        return query, key * 1.01, *others
 
-    monkeypatch.setattr(causal, "_products_backward", wrong)
+    monkeypatch.setattr(causal._CausalProducts, "backward", wrong)
     with pytest.raises(benchmark.Mismatch, match=r"the d .* is off by"):
         benchmark.check_attention(CausalLunaAttention(16, 2), x, packed)
 

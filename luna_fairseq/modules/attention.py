@@ -89,6 +89,25 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
             if saved != value:
                 error_msgs.append(f"{prefix}{name} is {saved} in the checkpoint and {value} in this model")
 
+    def _to_fold(self, x: Tensor, rows: int, heads: int, taken: int, *names: str) -> List[ops.Projection]:
+        """The named projections if it pays to fold them into ``rows`` rows of P, or none of them.
+
+        Args:
+            x: ``[B, N, D]``, what each of them is spared.
+            rows: L.
+            heads: H.
+            taken: see :func:`luna_fairseq.ops.folding_pays`.
+            names: whose products are spared.
+        """
+        found: List[ops.Projection] = []
+        for name in names:
+            proj = self.get_submodule(f"{name}_proj")
+            # Quantisation noise is a hook; whatever else was put around a projection wants to see x, too.
+            if type(proj) is not nn.Linear or proj._forward_hooks or proj._forward_pre_hooks:
+                return []
+            found.append((proj.weight, proj.bias))
+        return found if ops.folding_pays(x, rows, heads, len(names), taken) else []
+
     def _saved(self, incremental_state: Optional[IncrementalState]) -> Dict[str, Optional[Tensor]]:
         # Called on the class: nn.Module's typing takes any attribute of a module for a tensor.
         return FairseqIncrementalState.get_incremental_state(self, incremental_state, "luna") or {}
@@ -172,6 +191,10 @@ class LunaAttention(_LunaAttentionBase):
         """
         heads = self.num_packed_heads
         query = _split_heads(self.pq_proj(packed), heads)
+        names = ("pc",) if self.tie_kv else ("pk", "pv")
+        if not need_weights and (folded := self._to_fold(context, packed.size(1), heads, 2, *names)):
+            rate = self.dropout_module.rate
+            return _join_heads(ops.folded_pack(query, context, folded[0], folded[-1], context_mask, rate)), None
         if self.tie_kv:
             key = value = _split_heads(self.pc_proj(context), heads)
         else:
@@ -225,6 +248,14 @@ class LunaAttention(_LunaAttentionBase):
                 value = _split_heads(self.v_proj(packed_out), self.num_heads)
             self._save(incremental_state, {"key": key, "value": value, "pack_weights": pack_weights})
         assert key is not None and value is not None
+
+        folded: List[ops.Projection] = []
+        if not need_weights and incremental_state is None:
+            folded = self._to_fold(query, key.size(2), self.num_heads, 2, "q", "out")
+        if folded:
+            to_q, to_out = folded
+            y = ops.folded_unpack(query, to_q, key, value, to_out, packed_mask, self.dropout_module.rate)
+            return y, packed_out, None
 
         q = _split_heads(self.q_proj(query), self.num_heads)
         y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
@@ -320,12 +351,17 @@ class CausalLunaAttention(_LunaAttentionBase):
         else:
             key = _split_heads(self.k_proj(query), self.num_heads)
             value = _split_heads(self.v_proj(query), self.num_heads)
-        context = _split_heads(self.pc_proj(query), self.num_heads)
+        if folded := self._to_fold(query, packed_query.size(2), self.num_heads, 1, "pc"):
+            scores = _split_heads(ops.folded_scores(query, packed_query, folded[0]), self.num_heads)
+            pack_weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
+        else:
+            context = _split_heads(self.pc_proj(query), self.num_heads)
+            pack_weights = ops.causal_pack_weights(context, packed_query, self.activation)
         y, state = ops.causal_luna_attention(
             q,
             key,
             value,
-            ops.causal_pack_weights(context, packed_query, self.activation),
+            pack_weights,
             packed_mask=packed_mask,
             padding_mask=padding_mask,
             pack_dropout=self.dropout_module.rate,

@@ -18,16 +18,22 @@ from luna_fairseq.ops.causal import (
     causal_products,
 )
 from luna_fairseq.ops.dropout import add_dropout
+from luna_fairseq.ops.folded import Projection, folded_pack, folded_scores, folded_unpack, folding_pays
 from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
 
 __all__ = [
     "CAUSAL_ACTIVATIONS",
     "CausalState",
+    "Projection",
     "add_dropout",
     "attend",
     "attention_weights",
     "causal_luna_attention",
     "causal_pack_weights",
     "causal_products",
+    "folded_pack",
+    "folded_scores",
+    "folded_unpack",
+    "folding_pays",
     "key_mask",
 ]

@@ -2,20 +2,29 @@
 
 Both sums of the method are causal linear attention, ``o_t = sum_{s<=t} (q_t . k_s) v_s``, so one function
 serves them. It works chunk by chunk: inside a chunk a masked product, between chunks a running ``k v^T``.
-Nothing of size ``N * K * L`` is ever built.
+Nothing of size ``N * K * L`` is ever built, and on a CPU nothing that leaves its caches but inputs and results.
 """
 
 import math
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Operations a position: N (K + L) for one product, 64 (K + L) + 2 K L in chunks; equal at N = 107 for K = 64, L = 32.
+# Operations a position: N (K + L) for one product, c (K + L) + 2 K L in chunks of c. They take equally long near 128.
 _SINGLE_PRODUCT = 128
-_CHUNK = 64
+_CPU_CHUNK, _GPU_CHUNK = 32, 64  # a longer one keeps fewer sums
+_CPU_BLOCK = 8192  # positions times heads whose copies and products stay in the caches of two cores
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+def _chunk_length(x: Tensor) -> int:
+    return _CPU_CHUNK if _on_cpu(x) else _GPU_CHUNK
 
 
 def _softplus2(scores: Tensor) -> Tensor:
@@ -71,110 +80,153 @@ class CausalState(NamedTuple):
         return cls(zeros, zeros.mT, torch.zeros(batch, dtype=torch.long, device=packed_query.device))
 
 
-def _chunk_sums(key: Tensor, value: Tensor) -> Tensor:
-    """``k^T v`` over everything before each chunk: ``[G, C, c, E], [G, C, c, F] -> [G, C, E, F]``."""
-    return _sum_before(key.mT @ value)
+class _Blocks:
+    """Cuts ``[B, H, N, E]`` views into blocks of chunks, each copied to ``[chunks * sentences * H, c, E]``.
 
+    A block holds a few whole sentences or a few chunks of one: on a CPU as much as stays in its caches, elsewhere
+    everything at once.
 
-def _sum_before(x: Tensor) -> Tensor:
-    """Exclusive cumulative sum over dim 1 (by shifting: subtracting x again would round it into the result)."""
-    return F.pad(x[:, :-1].cumsum(dim=1), (0, 0, 0, 0, 1, 0))
+    Args:
+        like: a tensor of those shapes; every one has its B, H and N.
+    """
 
+    def __init__(self, like: Tensor) -> None:
+        batch, self.heads, length, _ = like.shape
+        self.chunk = length if length <= _SINGLE_PRODUCT else _chunk_length(like)
+        self.chunks = length // self.chunk
+        self.on_cpu = _on_cpu(like)
+        rows = _CPU_BLOCK if self.on_cpu else batch * self.heads * length
+        self.sentences = max(1, rows // (length * self.heads))
+        block = max(1, rows // (self.chunk * self.heads))
+        self.starts = range(0, batch, self.sentences)
+        self.ranges = [range(i, min(i + block, self.chunks)) for i in range(0, self.chunks, block)]
 
-def _products(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
-    """``out_t = sum_{s<=t} (q_t . k_s) v_s`` for ``[G, N, E], [G, N, E], [G, N, F] -> [G, N, F]``."""
-    if query.size(1) <= _SINGLE_PRODUCT:
-        out.copy_(torch.bmm(torch.bmm(query, key.mT).tril_(), value))
-        return
-    query, key, value = (t.unflatten(1, (-1, _CHUNK)) for t in (query, key, value))
-    inside = (query @ key.mT).tril_() @ value
-    torch.add(inside, query @ _chunk_sums(key, value), out=out.unflatten(1, (-1, _CHUNK)))
+    def view(self, x: Tensor, start: int, chunks: range) -> Tensor:
+        """One block of ``x``: ``[chunks, sentences, H, c, E]``, a view."""
+        part = x[start : start + self.sentences, :, chunks.start * self.chunk : chunks.stop * self.chunk]
+        return part.unflatten(2, (-1, self.chunk)).permute(2, 0, 1, 3, 4)
 
+    def copies(self, *tensors: Tensor, start: int, chunks: range) -> Iterator[Tensor]:
+        """One block of each, ``[chunks * sentences * H, c, E]``."""
+        return (self.view(x, start, chunks).reshape(-1, self.chunk, x.size(-1)) for x in tensors)
 
-def _products_backward(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, outs: Tuple[Tensor, Tensor, Tensor]
-) -> None:
-    """Gradients of :func:`_products` for query, key and value, written into ``outs``."""
-    d_query, d_key, d_value = outs
-    if query.size(1) <= _SINGLE_PRODUCT:
-        pairs = torch.bmm(grad, value.mT).tril_()
-        d_query.copy_(torch.bmm(pairs, key))
-        d_key.copy_(torch.bmm(pairs.mT, query))
-        d_value.copy_(torch.bmm(torch.bmm(query, key.mT).tril_().mT, grad))
-        return
-    query, key, value, grad = (t.unflatten(1, (-1, _CHUNK)) for t in (query, key, value, grad))
-    d_query, d_key, d_value = (t.unflatten(1, (-1, _CHUNK)) for t in outs)
-    pairs = (grad @ value.mT).tril_()
-    torch.add(pairs @ key, grad @ _chunk_sums(key, value).mT, out=d_query)
-    # What later chunks want of this one: the sums run backwards.
-    later = _sum_before((query.mT @ grad).flip(1)).flip(1)
-    torch.add(pairs.mT @ query, value @ later.mT, out=d_key)
-    torch.add((query @ key.mT).tril_().mT @ grad, key @ later, out=d_value)
+    def running(self, sums: Tensor, chunks: range, total: Optional[Tensor], backwards: bool) -> Tuple[Tensor, Tensor]:
+        """What was summed before each chunk (after it, if ``backwards``), and the sum at the end of the block.
+
+        Args:
+            sums: ``[chunks * sentences * H, E, F]``, the sum of each chunk; overwritten.
+            chunks: which they are.
+            total: ``[sentences * H, E, F]``, the sum before the block; None for 0.
+            backwards: the last chunk comes first.
+        """
+        parts = sums.unflatten(0, (len(chunks), -1))
+        if not self.on_cpu:
+            order = parts.flip(0) if backwards else parts
+            upto = order.cumsum(dim=0) if total is None else order.cumsum(dim=0) + total
+            first = torch.zeros_like(upto[:1]) if total is None else total[None]
+            before = torch.cat([first, upto[:-1]])
+            return (before.flip(0) if backwards else before).flatten(0, 1), upto[-1]
+        # cumsum takes ten times as long on a CPU.
+        total = torch.zeros_like(parts[0]) if total is None else total
+        each = parts.unbind()
+        for part in each[::-1] if backwards else each:
+            after = total + part
+            part.copy_(total)
+            total = after
+        return sums, total
 
 
 class _CausalProducts(torch.autograd.Function):
-    """Causal linear attention with a gradient that recomputes instead of storing.
+    """Causal linear attention of ``[B, H, N, E]`` views, with a gradient that recomputes instead of storing.
 
-    Tensors are ``[B, H, N, E]`` views of ``[B, N, H, E]`` memory, and so are the results: on a CPU the heads are
-    taken one by one, which needs no copies; elsewhere all at once.
+    The length is at most ``_SINGLE_PRODUCT`` or a multiple of the chunk; ``scale`` is ``[B, H, N, 1]`` and gets no
+    gradient. Results are views of ``[B, N, H, E]`` memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(query, key, value)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+        blocks = _Blocks(query)
         out = _empty_like_heads(value)
-        for q, k, v, o in _by_head(query, key, value, out):
-            _products(q, k, v, o)
+        totals: List[Optional[Tensor]] = []  # the sum before each block
+        for start in blocks.starts:
+            total: Optional[Tensor] = None
+            for chunks in blocks.ranges:
+                totals.append(total)
+                q, k, v, c = blocks.copies(query, key, value, scale, start=start, chunks=chunks)
+                q = q * c
+                o = torch.bmm(torch.bmm(q, k.mT).tril_(), v)
+                if blocks.chunks > 1:
+                    before, total = blocks.running(torch.bmm(k.mT, v), chunks, total, backwards=False)
+                    o.baddbmm_(q, before)
+                target = blocks.view(out, start, chunks)
+                target.copy_(o.view(target.shape))
+        ctx.save_for_backward(query, key, value, scale)
+        ctx.totals = totals
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        query, key, value = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, scale = ctx.saved_tensors
+        blocks = _Blocks(query)
         outs = (_empty_like_heads(query), _empty_like_heads(key), _empty_like_heads(value))
+        totals = reversed(ctx.totals)
         with torch.autocast(device_type=query.device.type, enabled=False):
-            for q, k, v, g, dq, dk, dv in _by_head(query, key, value, grad, *outs):
-                _products_backward(q, k, v, g, (dq, dk, dv))
-        return outs
+            for start in reversed(blocks.starts):
+                later_total: Optional[Tensor] = None
+                for chunks in reversed(blocks.ranges):
+                    q, k, v, g, c = blocks.copies(query, key, value, grad, scale, start=start, chunks=chunks)
+                    q = q * c
+                    pairs = torch.bmm(g, v.mT).tril_()
+                    d_q = torch.bmm(pairs, k)
+                    d_k = torch.bmm(pairs.mT, q)
+                    d_v = torch.bmm(torch.bmm(q, k.mT, out=pairs).tril_().mT, g)
+                    total = next(totals)
+                    if blocks.chunks > 1:
+                        before, _ = blocks.running(torch.bmm(k.mT, v), chunks, total, backwards=False)
+                        d_q.baddbmm_(g, before.mT)
+                        # What later chunks want of this one: the sums run backwards.
+                        later, later_total = blocks.running(torch.bmm(q.mT, g), chunks, later_total, backwards=True)
+                        d_k.baddbmm_(v, later.mT)
+                        d_v.baddbmm_(k, later)
+                    for out, d in zip(outs, (d_q.mul_(c), d_k, d_v), strict=True):
+                        target = blocks.view(out, start, chunks)
+                        target.copy_(d.view(target.shape))
+        return *outs, None
 
 
 def _empty_like_heads(x: Tensor) -> Tensor:
-    if x.device.type != "cpu":
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
     batch, heads, length, dim = x.shape
     return x.new_empty(batch, length, heads, dim).transpose(1, 2)
 
 
-def _by_head(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:
-    if tensors[0].device.type != "cpu":
-        return iter([tuple(t.flatten(0, 1) for t in tensors)])
-    return zip(*(t.unbind(1) for t in tensors), strict=True)
-
-
-def causal_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal linear attention: ``o_t = sum_{s<=t} (q_t . k_s) v_s``.
+def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+    """Causal linear attention: ``o_t = c_t sum_{s<=t} (q_t . k_s) v_s``.
 
     Args:
         query, key: ``[B, H, N, E]``.
         value: ``[B, H, N, F]``.
+        scale: c, ``[B, 1, N, 1]``; gets no gradient.
 
     Returns:
         ``[B, H, N, F]``.
     """
     length = query.size(2)
     # Zero keys add nothing, so a length that no chunk divides is filled up with them.
-    fill = -length % _CHUNK if length > _SINGLE_PRODUCT else 0
+    fill = -length % _chunk_length(query) if length > _SINGLE_PRODUCT else 0
     if fill:
-        query, key, value = (F.pad(t, (0, 0, 0, fill)) for t in (query, key, value))
-    return _CausalProducts.apply(query, key, value)[:, :, :length]
+        query, key, value, scale = (F.pad(t, (0, 0, 0, fill)) for t in (query, key, value, scale))
+    return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))[:, :, :length]
 
 
-def _continue_products(query: Tensor, key: Tensor, value: Tensor, start: Tensor) -> Tuple[Tensor, Tensor]:
+def _continue_products(
+    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, start: Tensor
+) -> Tuple[Tensor, Tensor]:
     """:func:`causal_products` after earlier positions whose ``k^T v`` is ``start``; also returns the new sum."""
     total = start + key.mT @ value
     if query.size(2) == 1:  # one step of decoding
-        return query @ total, total
-    return query @ start + causal_products(query, key, value), total
+        return query @ total * scale, total
+    return query @ start * scale + causal_products(query, key, value, scale), total
 
 
 def causal_luna_attention(
@@ -233,17 +285,15 @@ def causal_luna_attention(
         mean = steps.clamp(min=1).to(wide).reciprocal()[:, None, :, None]
 
         if state is None:
-            scores = causal_products(query, key, pack_weights)
+            scores = causal_products(query, key, pack_weights, mean * head_dim**-0.5)
         else:
-            scores, key_sum = _continue_products(query, key, pack_weights, state.key_sum)
-        scores = scores * (mean * head_dim**-0.5)
+            scores, key_sum = _continue_products(query, key, pack_weights, mean * head_dim**-0.5, state.key_sum)
         if packed_mask is not None:
             scores = scores.masked_fill(~packed_mask, float("-inf"))
         unpack_weights = torch.softmax(scores, dim=-1)
         if unpack_dropout > 0.0:
             unpack_weights = F.dropout(unpack_weights, unpack_dropout)
-        unpack_weights = unpack_weights * mean
         if state is None:
-            return causal_products(unpack_weights, pack_weights, value).to(out_dtype), None
-        out, value_sum = _continue_products(unpack_weights, pack_weights, value, state.value_sum)
+            return causal_products(unpack_weights, pack_weights, value, mean).to(out_dtype), None
+        out, value_sum = _continue_products(unpack_weights, pack_weights, value, mean, state.value_sum)
         return out.to(out_dtype), CausalState(key_sum, value_sum, steps[:, -1])

@@ -191,6 +191,47 @@ def test_reorder_makes_each_row_what_another_was(order: Any, tie_kv: bool) -> No
     assert_close(got_map, want_map[:, index, 3:], "attention map")
 
 
+@given(data=st.data(), sentences=st.integers(1, 4), rows=st.integers(1, 3))
+@settings(max_examples=100, deadline=None)
+def test_sentences_follow_their_rows(data: Any, sentences: int, rows: int) -> None:
+    row = st.integers(0, sentences * rows - 1)
+    order = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=8) | st.permutations(range(sentences * rows))))
+    kept, now = ops.reorder_sentences(order, sentences, rows)
+    kept = torch.arange(sentences) if kept is None else kept
+    assert torch.equal(kept.repeat_interleave(now), order // rows)
+
+
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 3], [1, 0, 3, 3], [3, 2, 0, 0], [0, 2, 1, 3], [2, 2, 2, 3, 3, 1], [3], [3, 3, 3]]
+)
+@pytest.mark.parametrize("tie_kv", [True, False])
+@torch.no_grad()
+def test_rows_of_a_beam_share_what_is_the_sentences(order: Any, tie_kv: bool) -> None:
+    """Two sentences of two rows: as four sentences, of which two and two have the same P and context."""
+    torch.manual_seed(3)
+    causal = CausalLunaAttention(8, 2, tie_kv=tie_kv).eval()
+    cross = LunaAttention(8, 2, tie_kv=tie_kv).eval()
+    x, packed, context = torch.randn(4, 4, 8), torch.randn(2, 5, 8), torch.randn(2, 6, 8)
+    masks = [ops.key_mask(_padding(2, length, 1, "right")) for length in (6, 5)]
+    index = torch.tensor(order)
+    found = []
+    for once in (True, False):
+        p, c, m, pm = (t if once else t.repeat_interleave(2, dim=0) for t in (packed, context, *masks))
+        state: Dict[str, Any] = {}
+        outs = [causal(x[:, :3], p, pm, None, state), *cross(x[:, :3], p, c, m, pm, state, True)[::2]]
+        before = [saved["packed_query"] for saved in state.values() if "packed_query" in saved]
+        for module in (causal, cross):
+            module.reorder_incremental_state(state, index)
+        after = [saved["packed_query"] for saved in state.values() if "packed_query" in saved]
+        if once and (index // 2).tolist() == [0, 0, 1, 1]:
+            assert before[0] is after[0]
+        outs += [causal(x[index, 3:], None, None, None, state)]
+        outs += [cross(x[index, 3:], None, None, incremental_state=state)[0]]
+        found.append(outs)
+    for shared, own in zip(*found, strict=True):
+        assert_close(shared, own, "output")
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (2, 8)])
 def test_effective_map_turns_context_into_output(heads: Tuple[int, int]) -> None:
     """Rows sum to 1, padding gets nothing; with as many heads each the map is the product per head."""
@@ -246,7 +287,9 @@ def test_sums_are_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
     q, k, v = (8 * torch.randn(1, 2, 600, 16) for _ in range(3))
     a = ops.CAUSAL_ACTIVATIONS["softplus"](8 * torch.randn(1, 2, 600, 8))
     args = [t.to(dtype) for t in (q, k, v, a)]
-    got, state = ops.causal_luna_attention(*args, state=ops.CausalState.start(torch.zeros(1, 2, 8, 16, dtype=dtype)))
+    got, state = ops.causal_luna_attention(
+        *args, state=ops.CausalState.start(torch.zeros(1, 2, 8, 16, dtype=dtype), 1, False)
+    )
     want, _ = ops.causal_luna_attention(*(t.double() for t in args))
     assert got.dtype == dtype
     assert state.key_sum.dtype == state.value_sum.dtype == torch.float32

@@ -119,13 +119,22 @@ class LunaEncoder(TransformerEncoderBase):
             "packed_padding_mask": [] if packed_padding_mask is None else [packed_padding_mask],
             "src_tokens": [],
             "src_lengths": [],
+            "rows": [],
         }
 
     def reorder_encoder_out(self, encoder_out: Dict[str, List[Tensor]], new_order: Tensor) -> Dict[str, List[Tensor]]:
-        """Make sentence i what sentence ``new_order[i]`` was (``[B']`` int64)."""
-        reordered = super().reorder_encoder_out(encoder_out, new_order)
-        for name in ("packed_out", "packed_padding_mask"):
-            reordered[name] = [t.index_select(0, new_order) for t in encoder_out[name]]
+        """Make row i what row ``new_order[i]`` was (``[B']`` int64).
+
+        In a beam search sentences are kept once for all of their rows, ``rows`` of each (an integer tensor).
+        """
+        before = int(encoder_out["rows"][0]) if encoder_out.get("rows") else 1
+        sentences, rows = ops.reorder_sentences(new_order, encoder_out["packed_out"][0].size(0), before)
+        reordered = dict(encoder_out)
+        if sentences is not None:
+            reordered = super().reorder_encoder_out(encoder_out, sentences)
+            for name in ("packed_out", "packed_padding_mask"):
+                reordered[name] = [t.index_select(0, sentences) for t in encoder_out[name]]
+        reordered["rows"] = [torch.tensor(rows)]
         return reordered
 
 

@@ -9,6 +9,7 @@ unpack step.
 import math
 from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
@@ -118,16 +119,30 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Make row i of everything saved what row ``new_order[i]`` was; any order, any length.
 
+        What depends on the sentence alone stays where it is while rows change within their sentences.
+
         Args:
             incremental_state: changed in place.
             new_order: ``[B']`` int64.
         """
         saved = self._saved(incremental_state)
-        if saved:
-            self._save(
-                incremental_state,
-                {k: None if v is None else v.index_select(0, new_order) for k, v in saved.items()},
-            )
+        if not saved:
+            return
+        per_row = {name: x for name, x in saved.items() if name in ops.CausalState._fields}
+        per_sentence = {name: x for name, x in saved.items() if name not in per_row and name != "rows"}
+        rows = saved["rows"]
+        first = next(iter(per_sentence.values()))
+        assert rows is not None and first is not None
+        sentences, new_rows = ops.reorder_sentences(new_order, first.size(0), int(rows))
+        moves: List[Tuple[Dict[str, Optional[Tensor]], Optional[Tensor]]] = [(per_sentence, sentences)]
+        if per_row and ops.moved(new_order, first.size(0) * int(rows)):
+            moves.append((per_row, new_order))
+        for tensors, order in moves:
+            if order is not None:
+                once = {id(x): x for x in tensors.values() if x is not None}  # tied keys and values are one
+                new = {key: x.index_select(0, order) for key, x in once.items()}
+                saved.update({name: None if x is None else new[id(x)] for name, x in tensors.items()})
+        self._save(incremental_state, {**saved, "rows": torch.tensor(new_rows)})
 
 
 class LunaAttention(_LunaAttentionBase):
@@ -216,27 +231,30 @@ class LunaAttention(_LunaAttentionBase):
         """Pack, then unpack.
 
         What depends only on P and the context is computed at the first call with an ``incremental_state``
-        and read from there afterwards; later calls may pass None for both.
+        and read from there afterwards, as are the masks; later calls may pass None for all of them. In a beam
+        search S sentences have B / S consecutive rows each; everywhere else S = B.
 
         Args:
             query: ``[B, N, D]``.
-            packed: P, ``[B, L, D]``.
-            context: ``[B, M, D_context]``; the query itself in self-attention.
-            context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
-            packed_mask: ``[B, 1, 1, L]`` likewise, or None.
+            packed: P, ``[S, L, D]``.
+            context: ``[S, M, D_context]``; the query itself in self-attention.
+            context_mask: ``[S, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
+            packed_mask: ``[S, 1, 1, L]`` likewise, or None.
             incremental_state: fairseq's decoding state, or None.
             need_weights: return the effective attention map; with an ``incremental_state``, ask from the
                 first call on.
 
         Returns:
-            Y_X ``[B, N, D]``; Y_P ``[B, L, D]`` before any output projection, or None when it was not
+            Y_X ``[B, N, D]``; Y_P ``[S, L, D]`` before any output projection, or None when it was not
             computed; and, if asked for, the unpack weights times the pack weights, ``[H, B, N, M]`` float32,
             each row a distribution over the context. (With different numbers of heads the pack weights are
             averaged over theirs first.)
         """
         saved = self._saved(incremental_state)
         if saved:
-            key, value, pack_weights = (saved[k] for k in ("key", "value", "pack_weights"))
+            key, value, pack_weights, packed_mask = (
+                saved[k] for k in ("key", "value", "pack_weights", "packed_mask")
+            )
             packed_out = None
         else:
             assert packed is not None and context is not None
@@ -246,8 +264,12 @@ class LunaAttention(_LunaAttentionBase):
             else:
                 key = _split_heads(self.k_proj(packed_out), self.num_heads)
                 value = _split_heads(self.v_proj(packed_out), self.num_heads)
-            self._save(incremental_state, {"key": key, "value": value, "pack_weights": pack_weights})
+            rows = torch.tensor(query.size(0) // key.size(0))
+            saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
+            self._save(incremental_state, {**saving, "rows": rows})
         assert key is not None and value is not None
+        batch, length, _ = query.shape
+        query = query.reshape(key.size(0), -1, self.embed_dim)  # all rows of a sentence side by side
 
         folded: List[ops.Projection] = []
         if not need_weights and incremental_state is None:
@@ -255,10 +277,11 @@ class LunaAttention(_LunaAttentionBase):
         if folded:
             to_q, to_out = folded
             y = ops.folded_unpack(query, to_q, key, value, to_out, packed_mask, self.dropout_module.rate)
-            return y, packed_out, None
+            return y.view(batch, length, -1), packed_out, None
 
         q = _split_heads(self.q_proj(query), self.num_heads)
         y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
+        y = y.view(batch, length, -1)
         if not need_weights:
             return y, packed_out, None
         if pack_weights is None:
@@ -266,7 +289,7 @@ class LunaAttention(_LunaAttentionBase):
         if pack_weights.size(1) != self.num_heads:
             pack_weights = pack_weights.mean(dim=1, keepdim=True)
         weights = ops.attention_weights(q, key, packed_mask) @ pack_weights
-        return y, packed_out, weights.transpose(0, 1)
+        return y, packed_out, weights.transpose(0, 1).reshape(self.num_heads, batch, length, -1)
 
 
 class CausalLunaAttention(_LunaAttentionBase):
@@ -321,12 +344,14 @@ class CausalLunaAttention(_LunaAttentionBase):
         """Attend from each position to itself and the earlier ones.
 
         With an ``incremental_state`` the positions follow those of earlier calls, one or several at a time;
-        the state is two sums and an integer count per sentence, and the queries of P, computed once.
+        the state is two sums (one, if kv are tied) and an integer count per row, and the queries of P,
+        computed once per sentence, with the mask of P. In a beam search S sentences have B / S consecutive
+        rows each; everywhere else S = B.
 
         Args:
             query: ``[B, N, D]``.
-            packed: P, ``[B, L, D]``; may be None after the first call with an ``incremental_state``.
-            packed_mask: ``[B, 1, 1, L]`` from :func:`luna_fairseq.ops.key_mask`, or None.
+            packed: P, ``[S, L, D]``; may be None after the first call with an ``incremental_state``.
+            packed_mask: ``[S, 1, 1, L]`` from :func:`luna_fairseq.ops.key_mask`, or None; likewise.
             padding_mask: ``[B, N]`` bool, True = padding, or None; needed only for padding before a real
                 position, since later positions cannot be seen.
             incremental_state: fairseq's decoding state, or None.
@@ -337,12 +362,15 @@ class CausalLunaAttention(_LunaAttentionBase):
         saved = self._saved(incremental_state)
         state: Optional[ops.CausalState]
         if saved:
-            packed_query = saved["packed_query"]
+            packed_query, packed_mask = saved["packed_query"], saved["packed_mask"]
             state = ops.CausalState(*(saved[field] for field in ops.CausalState._fields))  # type: ignore[arg-type]
         else:
             assert packed is not None
             packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
-            state = None if incremental_state is None else ops.CausalState.start(packed_query)
+            state = None
+            if incremental_state is not None:
+                packed_query = packed_query.contiguous()  # once, and not in the product of every step
+                state = ops.CausalState.start(packed_query, query.size(0), self.tie_kv)
         assert packed_query is not None
 
         q = _split_heads(self.q_proj(query), self.num_heads)
@@ -351,23 +379,30 @@ class CausalLunaAttention(_LunaAttentionBase):
         else:
             key = _split_heads(self.k_proj(query), self.num_heads)
             value = _split_heads(self.v_proj(query), self.num_heads)
-        if folded := self._to_fold(query, packed_query.size(2), self.num_heads, 1, "pc"):
-            scores = _split_heads(ops.folded_scores(query, packed_query, folded[0]), self.num_heads)
+        sentences, rows = packed_query.size(0), query.size(0) // packed_query.size(0)
+        context = query.reshape(sentences, -1, self.embed_dim)  # all rows of a sentence side by side
+        if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
+            scores = _split_heads(ops.folded_scores(context, packed_query, folded[0]), self.num_heads)
             pack_weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
         else:
-            context = _split_heads(self.pc_proj(query), self.num_heads)
+            context = _split_heads(self.pc_proj(context), self.num_heads)
             pack_weights = ops.causal_pack_weights(context, packed_query, self.activation)
+        row_mask = packed_mask
+        if rows > 1:
+            pack_weights = pack_weights.unflatten(2, (rows, -1)).transpose(1, 2).flatten(0, 1)
+            row_mask = None if packed_mask is None else packed_mask.repeat_interleave(rows, dim=0)
         y, state = ops.causal_luna_attention(
             q,
             key,
             value,
             pack_weights,
-            packed_mask=packed_mask,
+            packed_mask=row_mask,
             padding_mask=padding_mask,
             pack_dropout=self.dropout_module.rate,
             unpack_dropout=self.dropout_module.rate,
             state=state,
         )
         if state is not None:
-            self._save(incremental_state, {"packed_query": packed_query, **state._asdict()})
+            saving = {"packed_query": packed_query, "packed_mask": packed_mask, "rows": torch.tensor(rows)}
+            self._save(incremental_state, {**saving, **state._asdict()})
         return self.out_proj(_join_heads(y))

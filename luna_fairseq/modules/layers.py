@@ -162,8 +162,9 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
 
         Args:
             x: ``[B, N, D]``.
-            packed: P, ``[B, L, D]``; may be None after the first decoding step.
-            encoder_out: ``[B, M, D]``; likewise.
+            packed: P, ``[S, L, D]``; may be None after the first decoding step. In a beam search S sentences
+                have B / S consecutive rows each; everywhere else S = B.
+            encoder_out: ``[S, M, D]``; likewise.
             encoder_mask, packed_mask: from :func:`luna_fairseq.ops.key_mask`, or None.
             padding_mask: ``[B, N]`` bool, True = padding among the targets, or None.
             incremental_state: fairseq's decoding state, or None.

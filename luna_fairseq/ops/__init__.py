@@ -10,6 +10,7 @@ Dimension letters, used in every docstring of this package (see README.md beside
 The fast forms are exported here; their slow references live in :mod:`luna_fairseq.ops.naive`.
 """
 
+from luna_fairseq.ops.beams import moved, reorder_sentences
 from luna_fairseq.ops.causal import (
     CAUSAL_ACTIVATIONS,
     CausalState,
@@ -36,4 +37,6 @@ __all__ = [
     "folded_unpack",
     "folding_pays",
     "key_mask",
+    "moved",
+    "reorder_sentences",
 ]

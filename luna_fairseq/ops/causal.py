@@ -61,8 +61,8 @@ class CausalState(NamedTuple):
     """What decoding has to remember of all earlier positions, whatever their number.
 
     Attributes:
-        key_sum: ``[B, H, K, L]``, the sum of ``k_s a_s^T``, in float32 or wider.
-        value_sum: ``[B, H, L, K]``, the sum of ``a_s v_s^T``, in float32 or wider.
+        key_sum: ``[B, H, L, K]``, the sum of ``a_s k_s^T``, in float32 or wider.
+        value_sum: ``[B, H, L, K]``, the sum of ``a_s v_s^T``, likewise; where keys are values, the same tensor.
         steps: ``[B]`` int64, how many real positions the sums hold.
     """
 
@@ -71,13 +71,13 @@ class CausalState(NamedTuple):
     steps: Tensor
 
     @classmethod
-    def start(cls, packed_query: Tensor) -> "CausalState":
-        """The state before the first position, for a packed query ``[B, H, L, K]``."""
-        batch, heads, length, dim = packed_query.shape
-        zeros = packed_query.new_zeros(
-            batch, heads, dim, length, dtype=torch.promote_types(packed_query.dtype, torch.float32)
-        )
-        return cls(zeros, zeros.mT, torch.zeros(batch, dtype=torch.long, device=packed_query.device))
+    def start(cls, packed_query: Tensor, batch: int, tie_kv: bool) -> "CausalState":
+        """The state of ``batch`` rows before the first position, for a packed query ``[S, H, L, K]``."""
+        dtype = torch.promote_types(packed_query.dtype, torch.float32)
+        shape = (batch, *packed_query.shape[1:])
+        key_sum = packed_query.new_zeros(shape, dtype=dtype)
+        value_sum = key_sum if tie_kv else packed_query.new_zeros(shape, dtype=dtype)
+        return cls(key_sum, value_sum, torch.zeros(batch, dtype=torch.long, device=packed_query.device))
 
 
 class _Blocks:
@@ -219,14 +219,13 @@ def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) ->
     return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))[:, :, :length]
 
 
-def _continue_products(
-    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, start: Tensor
-) -> Tuple[Tensor, Tensor]:
-    """:func:`causal_products` after earlier positions whose ``k^T v`` is ``start``; also returns the new sum."""
-    total = start + key.mT @ value
-    if query.size(2) == 1:  # one step of decoding
-        return query @ total * scale, total
-    return query @ start * scale + causal_products(query, key, value, scale), total
+def _add(total: Tensor, pack_weights: Tensor, x: Tensor) -> Tensor:
+    """``total + sum_s a_s x_s^T``; where no gradients are taken, one step of decoding overwrites ``total``."""
+    if x.size(2) > 1:
+        return total + pack_weights.mT @ x
+    if torch.is_grad_enabled():
+        return torch.addcmul(total, pack_weights.mT, x)
+    return total.addcmul_(pack_weights.mT, x)
 
 
 def causal_luna_attention(
@@ -260,7 +259,7 @@ def causal_luna_attention(
         pack_dropout: probability for the pack weights; one mask, shared by both sums.
         unpack_dropout: probability for ``p_t``.
         state: what earlier positions left (:meth:`CausalState.start` before the first), or None if no
-            positions will follow.
+            positions will follow. Its sums may be overwritten.
 
     Returns:
         ``[B, H, N, K]`` in the dtype of ``value``, and the state after the last position, or None if none
@@ -269,7 +268,9 @@ def causal_luna_attention(
     with torch.autocast(device_type=query.device.type, enabled=False):
         wide = torch.promote_types(query.dtype, torch.float32)
         out_dtype = value.dtype
-        query, key, value, pack_weights = (t.to(wide) for t in (query, key, value, pack_weights))
+        tie_kv = key is value
+        query, key, pack_weights = (t.to(wide) for t in (query, key, pack_weights))
+        value = key if tie_kv else value.to(wide)
         batch, _, length, head_dim = query.shape
 
         if pack_dropout > 0.0:
@@ -284,10 +285,16 @@ def causal_luna_attention(
         # Positions before the first real one have nothing to average: any finite divisor will do.
         mean = steps.clamp(min=1).to(wide).reciprocal()[:, None, :, None]
 
+        # In one step of decoding the sums hold everything; before several, only what came before them.
+        one = state is not None and length == 1
+        scale = mean * head_dim**-0.5
         if state is None:
-            scores = causal_products(query, key, pack_weights, mean * head_dim**-0.5)
+            scores = causal_products(query, key, pack_weights, scale)
         else:
-            scores, key_sum = _continue_products(query, key, pack_weights, mean * head_dim**-0.5, state.key_sum)
+            key_sum = _add(state.key_sum, pack_weights, key)
+            scores = query @ (key_sum if one else state.key_sum).mT * scale
+            if not one:
+                scores = scores + causal_products(query, key, pack_weights, scale)
         if packed_mask is not None:
             scores = scores.masked_fill(~packed_mask, float("-inf"))
         unpack_weights = torch.softmax(scores, dim=-1)
@@ -295,5 +302,8 @@ def causal_luna_attention(
             unpack_weights = F.dropout(unpack_weights, unpack_dropout)
         if state is None:
             return causal_products(unpack_weights, pack_weights, value, mean).to(out_dtype), None
-        out, value_sum = _continue_products(unpack_weights, pack_weights, value, mean, state.value_sum)
+        value_sum = key_sum if tie_kv else _add(state.value_sum, pack_weights, value)
+        out = unpack_weights @ (value_sum if one else state.value_sum) * mean
+        if not one:
+            out = out + causal_products(unpack_weights, pack_weights, value, mean)
         return out.to(out_dtype), CausalState(key_sum, value_sum, steps[:, -1])

@@ -109,14 +109,17 @@ def _allow_checkpoint_classes() -> None:
 def _explain_errors() -> None:
     """Say what is wrong, and what to do, where fairseq lets a low-level error through.
 
-    There is no hook for either, so two parts of fairseq are replaced (0.12.3.1):
+    There is no hook for any of it, so three parts of fairseq are replaced (0.12.3.1):
 
     * ``checkpoint_utils.load_checkpoint_to_cpu``, which every command uses, is wrapped: a file that is cut
       short or damaged is named.
+    * ``Trainer.train_step`` is wrapped: a run that diverges says at which update, and what to try. fairseq's
+      NanDetector looks at forward passes only: today's torch ends with a StopIteration in its backward hook of a
+      module that returns a dictionary, as every encoder does.
     * The tasks ``translation``, ``masked_lm``, ``sentence_prediction`` and ``sentence_ranking`` become ours,
       which check their data first.
     """
-    from fairseq import checkpoint_utils
+    from fairseq import checkpoint_utils, trainer
     from fairseq.tasks import TASK_REGISTRY
 
     from luna_fairseq.tasks._masked_lm import CheckedMaskedLMTask
@@ -147,7 +150,24 @@ def _explain_errors() -> None:
                 ) from error
             raise
 
+    train_step = trainer.Trainer.train_step
+
+    @functools.wraps(train_step)
+    def train_step_or_explain(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return train_step(self, *args, **kwargs)
+        except FloatingPointError as error:
+            if "Nan/Inf" not in str(error):  # fairseq's other reasons say what to try
+                raise
+            raise FloatingPointError(
+                f"training has diverged: the gradient of update {self.get_num_updates() + 1} is not finite; "
+                f"{os.path.join(self.cfg.checkpoint.save_dir, 'crash.pt')} holds the weights before it; lower --lr, "
+                "raise --warmup-updates or set --clip-norm, and go on from an earlier checkpoint with --restore-file"
+            ) from error
+
     checkpoint_utils.load_checkpoint_to_cpu = load_or_explain
+    trainer.Trainer.train_step = train_step_or_explain
+    trainer.NanDetector = functools.partial(trainer.NanDetector, backward=False)
     TASK_REGISTRY.update(
         translation=CheckedTranslationTask,
         masked_lm=CheckedMaskedLMTask,

@@ -1,10 +1,12 @@
 """Bad input to the real commands: one sentence that says what to change, a failure, nothing harmed."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any, List
 
 import pytest
+import torch
 
 from commands import ADAM, TINY, TRAIN, USER_DIR, Corpus, generate, run_command, train
 
@@ -95,6 +97,20 @@ def test_save_folder_of_another_architecture(corpus: Corpus, tmp_path: Path) -> 
         message = "leave out --untie-luna-kv" if untied else "please ensure that the architectures match"
         assert message in _last_line(output)
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
+
+
+def test_a_run_that_diverges_says_when_and_what_to_try(corpus: Corpus, tmp_path: Path) -> None:
+    """After saving where it stood: with finite weights."""
+    options = "--lr 1e37 --lr-scheduler fixed --optimizer adam --clip-norm 0 --max-update 9 --no-epoch-checkpoints"
+    output = train(corpus, tmp_path, *options.split(), code=1)
+    found = re.search(
+        r"FloatingPointError: training has diverged: the gradient of update (\d+) is not finite", output
+    )
+    assert found and 1 < int(found[1]) <= 9, output[-3000:]
+    assert f"{tmp_path}/crash.pt holds the weights before it; lower --lr, raise --warmup-updates" in output
+    crash = torch.load(tmp_path / "crash.pt", weights_only=True)
+    assert crash["optimizer_history"][-1]["num_updates"] == int(found[1]) - 1
+    assert all(torch.isfinite(x).all() for x in crash["model"].values())
 
 
 def test_truncated_checkpoint_in_the_save_folder(corpus: Corpus, tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def test_sums_are_the_same_whatever_the_blocks(
     monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
     inputs = _leaves((5, 3, length, 4), (5, 3, length, 4), (5, 3, length, 6))
     scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, 6).double()
-    got = ops.causal_products(*inputs, scale)
+    with torch.autocast("cpu"):  # of no effect
+        got = ops.causal_products(*inputs, scale)
     query, key, value = inputs
     want = scale * ((query @ key.mT).tril() @ value)
     assert_close(got, want, "output", rel=1e-12)
@@ -196,7 +197,7 @@ def test_reorder_makes_each_row_what_another_was(order: Any, tie_kv: bool) -> No
 def test_sentences_follow_their_rows(data: Any, sentences: int, rows: int) -> None:
     row = st.integers(0, sentences * rows - 1)
     order = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=8) | st.permutations(range(sentences * rows))))
-    kept, now = ops.reorder_sentences(order, sentences, rows)
+    kept, now = ops.RowOrder(order).sentences(sentences, rows)
     kept = torch.arange(sentences) if kept is None else kept
     assert torch.equal(kept.repeat_interleave(now), order // rows)
 
@@ -230,6 +231,43 @@ def test_rows_of_a_beam_share_what_is_the_sentences(order: Any, tie_kv: bool) ->
         found.append(outs)
     for shared, own in zip(*found, strict=True):
         assert_close(shared, own, "output")
+
+
+def test_a_kept_state_is_not_touched() -> None:
+    """Somebody who tries several continuations keeps a shallow copy."""
+    torch.manual_seed(0)
+    causal = CausalLunaAttention(8, 2).eval()
+    x, packed = torch.randn(2, 4, 8), torch.randn(2, 5, 8)
+    state: Dict[str, Any] = {}
+    with torch.inference_mode():
+        causal(x[:, :2], packed, None, None, state)
+    kept = dict(state)
+    with torch.no_grad():
+        causal(x[:, :1], None, None, None, state)
+        causal.reorder_incremental_state(state, torch.tensor([1, 0]))
+        got = causal(x[:, 2:3], None, None, None, kept)
+    assert_close(got, causal(x, packed)[:, 2:3], "third position")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(0, 3, 4), (2, 0, 4)])
+def test_nothing_in_nothing_out(sizes: Tuple[int, int, int], dtype: torch.dtype) -> None:
+    batch, length, rows = sizes
+    x, packed = torch.randn(batch, length, 8, dtype=dtype), torch.randn(batch, rows, 8, dtype=dtype)
+    assert CausalLunaAttention(8, 2).to(dtype)(x, packed).shape == x.shape
+    context = torch.randn(batch, 5, 8, dtype=dtype)
+    assert LunaAttention(8, 2).to(dtype)(x, packed, context)[0].shape == x.shape
+
+
+def test_rows_without_a_sentence_are_refused() -> None:
+    x, packed = torch.randn(3, 2, 8), torch.randn(2, 4, 8)
+    for call in (lambda: LunaAttention(8, 2)(x, packed, packed), lambda: CausalLunaAttention(8, 2)(x, packed)):
+        with pytest.raises(ValueError, match="3 rows cannot belong to 2 packed sequences"):
+            call()
+    state = ops.CausalState.start(torch.zeros(1, 2, 4, 4), 1, tie_kv=True)
+    query, key, value = torch.randn(3, 1, 2, 1, 4)
+    with pytest.raises(ValueError, match="the state holds one sum"):
+        ops.causal_luna_attention(query, key, value, torch.ones(1, 2, 1, 4), state=state)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (2, 8)])

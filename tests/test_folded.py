@@ -118,15 +118,15 @@ def test_both_attentions_are_the_same_folded(tie_kv: bool, bias: bool) -> None:
 @pytest.mark.parametrize("length", [32, 256, 4096])
 def test_folds_where_it_is_less_work(length: int) -> None:
     x = torch.empty(1, length, 512)
-    assert ops.folding_pays(x, 16, 8, 2, 2) == (length > 32)  # of 16 rows
-    assert ops.folding_pays(x, 32, 8, 1, 2) == (length > 1024)  # the pack step, tied
-    assert not ops.folding_pays(x, 128, 8, 2, 2)
-    assert not ops.folding_pays(x.bfloat16(), 16, 8, 2, 2)
+    assert ops.folding_pays(x, 512, 16, 8, 2, 2) == (length > 32)  # of 16 rows
+    assert ops.folding_pays(x, 512, 32, 8, 1, 2) == (length > 1024)  # the pack step, tied
+    assert not ops.folding_pays(x, 512, 128, 8, 2, 2)
+    assert not ops.folding_pays(x.bfloat16(), 512, 16, 8, 2, 2)
     with torch.autocast("cpu"):
-        assert not ops.folding_pays(x, 16, 8, 2, 2)
+        assert not ops.folding_pays(x, 512, 16, 8, 2, 2)
 
 
-@pytest.mark.parametrize("changed", ["hook", "class"])
+@pytest.mark.parametrize("changed", ["hook", "class", "forward"])
 def test_a_changed_projection_sees_what_it_projects(changed: str) -> None:
     """Quantisation noise is such a hook, an adapter is such a class."""
 
@@ -138,9 +138,13 @@ def test_a_changed_projection_sees_what_it_projects(changed: str) -> None:
     x, packed = torch.randn(1, 300, 16), torch.randn(1, 2, 16)
     plain, layer = LunaAttention(16, 2), LunaAttention(16, 2)
     layer.load_state_dict(plain.state_dict())
-    assert ops.folding_pays(x, 2, 2, 2, 2)
+    assert ops.folding_pays(x, 16, 2, 2, 2, 2)
     if changed == "hook":
         layer.q_proj.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+        plain.q_proj.weight.data.mul_(2)
+    elif changed == "forward":
+        forward = layer.q_proj.forward
+        layer.q_proj.forward = lambda x: forward(2 * x)
         plain.q_proj.weight.data.mul_(2)
     else:
         layer.out_proj = Doubled(16, 16)

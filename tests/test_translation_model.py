@@ -103,6 +103,21 @@ def test_beam_reorder_of_everything(order: List[int]) -> None:
     assert_close(got, want[:, 3:], "after reorder")
 
 
+def test_a_beam_keeps_each_sentence_once() -> None:
+    model = make_model().eval()
+    source, target = _batch(_sentences([3, 12]), "left"), _batch(_sentences([6] * 6, seed=1), "right")
+    encoder_out = model.encoder(source)
+    beam = model.encoder.reorder_encoder_out(encoder_out, torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert beam["packed_out"][0] is encoder_out["packed_out"][0]
+    same = model.encoder.reorder_encoder_out(beam, torch.tensor([2, 0, 0, 3, 4, 3]))
+    assert same["encoder_out"][0] is encoder_out["encoder_out"][0]
+    got, _ = model.decoder(target, encoder_out=same)
+    want, _ = model(source.repeat_interleave(3, dim=0), None, target)
+    assert_close(got, want, "beam")
+    with pytest.raises(ValueError, match="6 targets for 2 sources"):
+        model.decoder(target, encoder_out=encoder_out)
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_decoding_beyond_the_first_position_table(learned: bool) -> None:
     """More positions than the sinusoidal table holds at first, one at a time."""

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from luna_fairseq import ops
 from luna_fairseq.checkpoint import check_tied_kv, translate_published_names
 from luna_fairseq.models._config import LunaConfig, check_config, nested_config, register_architectures
-from luna_fairseq.modules import Dropout, LunaDecoderLayer, LunaEncoderLayer, PackedInput, WordDropout
+from luna_fairseq.modules import (
+    CausalLunaAttention,
+    Dropout,
+    LunaAttention,
+    LunaDecoderLayer,
+    LunaEncoderLayer,
+    PackedInput,
+    WordDropout,
+)
 from luna_fairseq.modules.attention import IncrementalState
 
 
@@ -119,23 +127,28 @@ class LunaEncoder(TransformerEncoderBase):
             "packed_padding_mask": [] if packed_padding_mask is None else [packed_padding_mask],
             "src_tokens": [],
             "src_lengths": [],
-            "rows": [],
+            "rows_per_sentence": [],
         }
 
     def reorder_encoder_out(self, encoder_out: Dict[str, List[Tensor]], new_order: Tensor) -> Dict[str, List[Tensor]]:
         """Make row i what row ``new_order[i]`` was (``[B']`` int64).
 
-        In a beam search sentences are kept once for all of their rows, ``rows`` of each (an integer tensor).
+        In a beam search sentences are kept once for all of their rows, and ``rows_per_sentence`` holds how many
+        rows each has (an integer tensor).
         """
-        before = int(encoder_out["rows"][0]) if encoder_out.get("rows") else 1
-        sentences, rows = ops.reorder_sentences(new_order, encoder_out["packed_out"][0].size(0), before)
+        before, count = _rows_per_sentence(encoder_out), encoder_out["packed_out"][0].size(0)
+        sentences, rows_per_sentence = ops.RowOrder(new_order).sentences(count, before)
         reordered = dict(encoder_out)
         if sentences is not None:
             reordered = super().reorder_encoder_out(encoder_out, sentences)
             for name in ("packed_out", "packed_padding_mask"):
                 reordered[name] = [t.index_select(0, sentences) for t in encoder_out[name]]
-        reordered["rows"] = [torch.tensor(rows)]
+        reordered["rows_per_sentence"] = [torch.tensor(rows_per_sentence)]
         return reordered
+
+
+def _rows_per_sentence(encoder_out: Dict[str, List[Tensor]]) -> int:
+    return int(encoder_out["rows_per_sentence"][0]) if encoder_out.get("rows_per_sentence") else 1
 
 
 class LunaDecoder(TransformerDecoderBase):
@@ -226,7 +239,8 @@ class LunaDecoder(TransformerDecoderBase):
             source or None, and ``inner_states``.
 
         Raises:
-            ValueError: for ``full_context_alignment``, or tokens that were all seen before.
+            ValueError: for ``full_context_alignment``, tokens that were all seen before, or not as many targets as
+                sources.
         """
         if full_context_alignment:
             raise ValueError("--full-context-alignment is not available: the Luna decoder is causal; leave it out")
@@ -255,6 +269,9 @@ class LunaDecoder(TransformerDecoderBase):
         )
         if encoder_hidden is not None:
             encoder_hidden = encoder_hidden.transpose(0, 1)
+            rows = encoder_hidden.size(0) * _rows_per_sentence(encoder_out)
+            if rows != x.size(0):
+                raise ValueError(f"{x.size(0)} targets for {rows} sources: give every source its target")
         encoder_mask, packed_mask = ops.key_mask(encoder_padding), ops.key_mask(packed_padding)
 
         attn: Optional[Tensor] = None
@@ -278,6 +295,13 @@ class LunaDecoder(TransformerDecoderBase):
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
         return x, {"attn": [attn], "inner_states": inner_states}
+
+    def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
+        """Make row i of the decoding state what row ``new_order[i]`` was (``[B']`` int64); changed in place."""
+        order = ops.RowOrder(new_order)  # looked at once for all layers
+        for module in self.modules():
+            if isinstance(module, LunaAttention | CausalLunaAttention):
+                module.reorder_incremental_state(incremental_state, order)
 
     def _count_seen(self, incremental_state: IncrementalState, now: int) -> int:
         """How many target positions earlier calls have decoded; remember that it is ``now`` from here on."""

@@ -7,7 +7,7 @@ unpack step.
 """
 
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
@@ -104,10 +104,11 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         for name in names:
             proj = self.get_submodule(f"{name}_proj")
             # Quantisation noise is a hook; whatever else was put around a projection wants to see x, too.
-            if type(proj) is not nn.Linear or proj._forward_hooks or proj._forward_pre_hooks:
+            hooks = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+            if type(proj) is not nn.Linear or "forward" in vars(proj) or any(getattr(proj, f"_{x}") for x in hooks):
                 return []
             found.append((proj.weight, proj.bias))
-        return found if ops.folding_pays(x, rows, heads, len(names), taken) else []
+        return found if ops.folding_pays(x, self.embed_dim, rows, heads, len(names), taken) else []
 
     def _saved(self, incremental_state: Optional[IncrementalState]) -> Dict[str, Optional[Tensor]]:
         # Called on the class: nn.Module's typing takes any attribute of a module for a tensor.
@@ -116,33 +117,54 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
     def _save(self, incremental_state: Optional[IncrementalState], values: Dict[str, Optional[Tensor]]) -> None:
         FairseqIncrementalState.set_incremental_state(self, incremental_state, "luna", values)
 
-    def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState, new_order: Union[Tensor, ops.RowOrder]
+    ) -> None:
         """Make row i of everything saved what row ``new_order[i]`` was; any order, any length.
 
         What depends on the sentence alone stays where it is while rows change within their sentences.
 
         Args:
-            incremental_state: changed in place.
-            new_order: ``[B']`` int64.
+            incremental_state: changed in place; its tensors are not.
+            new_order: ``[B']`` int64, or an order that several modules share.
         """
         saved = self._saved(incremental_state)
         if not saved:
             return
-        per_row = {name: x for name, x in saved.items() if name in ops.CausalState._fields}
-        per_sentence = {name: x for name, x in saved.items() if name not in per_row and name != "rows"}
-        rows = saved["rows"]
-        first = next(iter(per_sentence.values()))
-        assert rows is not None and first is not None
-        sentences, new_rows = ops.reorder_sentences(new_order, first.size(0), int(rows))
-        moves: List[Tuple[Dict[str, Optional[Tensor]], Optional[Tensor]]] = [(per_sentence, sentences)]
-        if per_row and ops.moved(new_order, first.size(0) * int(rows)):
-            moves.append((per_row, new_order))
-        for tensors, order in moves:
-            if order is not None:
-                once = {id(x): x for x in tensors.values() if x is not None}  # tied keys and values are one
-                new = {key: x.index_select(0, order) for key, x in once.items()}
-                saved.update({name: None if x is None else new[id(x)] for name, x in tensors.items()})
-        self._save(incremental_state, {**saved, "rows": torch.tensor(new_rows)})
+        order = new_order if isinstance(new_order, ops.RowOrder) else ops.RowOrder(new_order)
+        now = dict(saved)
+        rows_per_sentence = now.pop("rows_per_sentence")
+        sums = {name: now.pop(name) for name in ops.CausalState._fields if name in now}
+        sentences = next(x.size(0) for x in now.values() if x is not None)
+        before = int(rows_per_sentence)  # type: ignore[arg-type]
+        kept, after = order.sentences(sentences, before)
+        now = _select(now, kept)
+        now.update(_select(sums, order.rows if order.changes(sentences * before) else None))
+        self._save(incremental_state, {**now, "rows_per_sentence": torch.tensor(after)})
+
+
+def _select(tensors: Dict[str, Optional[Tensor]], rows: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+    """Those rows of each, or all of them; what is one tensor stays one."""
+    if rows is None:
+        return tensors
+    once = {id(x): x for x in tensors.values() if x is not None}
+    selected = {key: x.index_select(0, rows) for key, x in once.items()}
+    return {name: None if x is None else selected[id(x)] for name, x in tensors.items()}
+
+
+def _rows_per_sentence(batch: int, sentences: int) -> int:
+    """How many rows of the batch each sentence has.
+
+    Raises:
+        ValueError: if they are not equally many.
+    """
+    if batch == sentences:
+        return 1
+    if sentences == 0 or batch % sentences != 0:
+        raise ValueError(
+            f"{batch} rows cannot belong to {sentences} packed sequences: give each row its own, or each equally many"
+        )
+    return batch // sentences
 
 
 class LunaAttention(_LunaAttentionBase):
@@ -249,6 +271,9 @@ class LunaAttention(_LunaAttentionBase):
             computed; and, if asked for, the unpack weights times the pack weights, ``[H, B, N, M]`` float32,
             each row a distribution over the context. (With different numbers of heads the pack weights are
             averaged over theirs first.)
+
+        Raises:
+            ValueError: if the rows of ``query`` are no multiple of those of P, or the weights are asked for too late.
         """
         saved = self._saved(incremental_state)
         if saved:
@@ -264,12 +289,13 @@ class LunaAttention(_LunaAttentionBase):
             else:
                 key = _split_heads(self.k_proj(packed_out), self.num_heads)
                 value = _split_heads(self.v_proj(packed_out), self.num_heads)
-            rows = torch.tensor(query.size(0) // key.size(0))
+            rows_per_sentence = torch.tensor(_rows_per_sentence(query.size(0), key.size(0)))
             saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
-            self._save(incremental_state, {**saving, "rows": rows})
+            self._save(incremental_state, {**saving, "rows_per_sentence": rows_per_sentence})
         assert key is not None and value is not None
         batch, length, _ = query.shape
-        query = query.reshape(key.size(0), -1, self.embed_dim)  # all rows of a sentence side by side
+        rows = _rows_per_sentence(batch, key.size(0))
+        query = query.reshape(key.size(0), rows * length, self.embed_dim)  # all rows of a sentence side by side
 
         folded: List[ops.Projection] = []
         if not need_weights and incremental_state is None:
@@ -277,11 +303,11 @@ class LunaAttention(_LunaAttentionBase):
         if folded:
             to_q, to_out = folded
             y = ops.folded_unpack(query, to_q, key, value, to_out, packed_mask, self.dropout_module.rate)
-            return y.view(batch, length, -1), packed_out, None
+            return y.view(batch, length, self.embed_dim), packed_out, None
 
         q = _split_heads(self.q_proj(query), self.num_heads)
         y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
-        y = y.view(batch, length, -1)
+        y = y.view(batch, length, self.embed_dim)
         if not need_weights:
             return y, packed_out, None
         if pack_weights is None:
@@ -289,7 +315,7 @@ class LunaAttention(_LunaAttentionBase):
         if pack_weights.size(1) != self.num_heads:
             pack_weights = pack_weights.mean(dim=1, keepdim=True)
         weights = ops.attention_weights(q, key, packed_mask) @ pack_weights
-        return y, packed_out, weights.transpose(0, 1).reshape(self.num_heads, batch, length, -1)
+        return y, packed_out, weights.transpose(0, 1).reshape(self.num_heads, batch, length, weights.size(-1))
 
 
 class CausalLunaAttention(_LunaAttentionBase):
@@ -379,8 +405,10 @@ class CausalLunaAttention(_LunaAttentionBase):
         else:
             key = _split_heads(self.k_proj(query), self.num_heads)
             value = _split_heads(self.v_proj(query), self.num_heads)
-        sentences, rows = packed_query.size(0), query.size(0) // packed_query.size(0)
-        context = query.reshape(sentences, -1, self.embed_dim)  # all rows of a sentence side by side
+        batch, length, _ = query.shape
+        rows = _rows_per_sentence(batch, packed_query.size(0))
+        # All rows of a sentence side by side.
+        context = query.reshape(packed_query.size(0), rows * length, self.embed_dim)
         if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
             scores = _split_heads(ops.folded_scores(context, packed_query, folded[0]), self.num_heads)
             pack_weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
@@ -389,7 +417,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             pack_weights = ops.causal_pack_weights(context, packed_query, self.activation)
         row_mask = packed_mask
         if rows > 1:
-            pack_weights = pack_weights.unflatten(2, (rows, -1)).transpose(1, 2).flatten(0, 1)
+            pack_weights = pack_weights.unflatten(2, (rows, length)).transpose(1, 2).flatten(0, 1)
             row_mask = None if packed_mask is None else packed_mask.repeat_interleave(rows, dim=0)
         y, state = ops.causal_luna_attention(
             q,
@@ -403,6 +431,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             state=state,
         )
         if state is not None:
-            saving = {"packed_query": packed_query, "packed_mask": packed_mask, "rows": torch.tensor(rows)}
-            self._save(incremental_state, {**saving, **state._asdict()})
+            saving = {"packed_query": packed_query, "packed_mask": packed_mask}
+            rows_per_sentence = torch.tensor(rows)
+            self._save(incremental_state, {**saving, "rows_per_sentence": rows_per_sentence, **state._asdict()})
         return self.out_proj(_join_heads(y))

@@ -6,11 +6,12 @@ Dimension letters, used in every docstring of this package (see README.md beside
     N  positions of the queries      K  width of one head
     M  positions of the context      D  model width (H * K)
     L  rows of the packed sequence P ("projection length")
+    S  sentences whose rows a beam search has in its batch; B everywhere else
 
 The fast forms are exported here; their slow references live in :mod:`luna_fairseq.ops.naive`.
 """
 
-from luna_fairseq.ops.beams import moved, reorder_sentences
+from luna_fairseq.ops.beams import RowOrder
 from luna_fairseq.ops.causal import (
     CAUSAL_ACTIVATIONS,
     CausalState,
@@ -26,6 +27,7 @@ __all__ = [
     "CAUSAL_ACTIVATIONS",
     "CausalState",
     "Projection",
+    "RowOrder",
     "add_dropout",
     "attend",
     "attention_weights",
@@ -37,6 +39,4 @@ __all__ = [
     "folded_unpack",
     "folding_pays",
     "key_mask",
-    "moved",
-    "reorder_sentences",
 ]

@@ -1,39 +1,58 @@
 """Rows of a beam search, several to a sentence.
 
-What depends on the sentence alone is kept once for all of its rows: row i belongs to sentence ``i // rows``, where
-``rows`` is how many rows each sentence has. For as long as a search only exchanges rows within sentences, nothing
-of it moves.
+What depends on the sentence alone is kept once for all of its rows: row i belongs to sentence
+``i // rows_per_sentence``. For as long as a search only exchanges rows within sentences, nothing of it moves.
 """
 
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 
-def moved(new_order: Tensor, before: int) -> bool:
-    """Whether ``new_order`` (``[B']`` int64) changes anything about ``before`` rows."""
-    return new_order.numel() != before or not torch.equal(new_order, torch.arange(before, device=new_order.device))
-
-
-def reorder_sentences(new_order: Tensor, sentences: int, rows: int) -> Tuple[Optional[Tensor], int]:
-    """What becomes of the sentences if row i becomes what row ``new_order[i]`` was.
+class RowOrder:
+    """A new order of rows, with what was found out about it: every look at its values waits for a GPU.
 
     Args:
-        new_order: ``[B']`` int64; any order, any length.
-        sentences: how many there are.
-        rows: how many rows each has.
-
-    Returns:
-        which sentences to keep, ``[S']`` int64, or None if they stay as they are; and how many rows each has then.
+        rows: ``[B']`` int64, row i becomes what row ``rows[i]`` was; any order, any length.
     """
-    sentence = torch.div(new_order, rows, rounding_mode="floor")
-    if sentence.numel() == sentences * rows:
-        now = torch.arange(sentences * rows, device=new_order.device)
-        if torch.equal(sentence, torch.div(now, rows, rounding_mode="floor")):
-            return None, rows
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self._changes: Dict[int, bool] = {}
+        self._sentences: Dict[Tuple[int, int], Tuple[Optional[Tensor], int]] = {}
+
+    def changes(self, before: int) -> bool:
+        """Whether anything about ``before`` rows changes."""
+        if before not in self._changes:
+            self._changes[before] = _changes(self.rows, before)
+        return self._changes[before]
+
+    def sentences(self, before: int, rows_per_sentence: int) -> Tuple[Optional[Tensor], int]:
+        """What becomes of ``before`` sentences.
+
+        Returns:
+            which of them to keep, ``[S']`` int64, or None if they stay as they are; and how many rows each has then.
+        """
+        known = (before, rows_per_sentence)
+        if known not in self._sentences:
+            self._sentences[known] = _sentences(self.rows, before, rows_per_sentence)
+        return self._sentences[known]
+
+
+def _changes(order: Tensor, before: int) -> bool:
+    return order.numel() != before or not torch.equal(
+        order, torch.arange(before, device=order.device).to(order.dtype)
+    )
+
+
+def _sentences(order: Tensor, before: int, rows_per_sentence: int) -> Tuple[Optional[Tensor], int]:
+    sentence = torch.div(order, rows_per_sentence, rounding_mode="floor")
+    if sentence.numel() == before * rows_per_sentence:
+        now = torch.arange(before, device=order.device).repeat_interleave(rows_per_sentence)
+        if torch.equal(sentence, now.to(order.dtype)):
+            return None, rows_per_sentence
     kept, counts = torch.unique_consecutive(sentence, return_counts=True)
-    rows = int(counts.max())
-    if not bool((counts == rows).all()):
+    if counts.numel() == 0 or not torch.equal(counts, counts[:1].expand_as(counts)):
         return sentence, 1
-    return (kept if moved(kept, sentences) else None), rows
+    return (kept if _changes(kept, before) else None), int(counts[0])

@@ -92,12 +92,12 @@ class _Blocks:
 
     def __init__(self, like: Tensor) -> None:
         batch, self.heads, length, _ = like.shape
-        self.chunk = length if length <= _SINGLE_PRODUCT else _chunk_length(like)
+        self.chunk = max(1, length) if length <= _SINGLE_PRODUCT else _chunk_length(like)
         self.chunks = length // self.chunk
         self.on_cpu = _on_cpu(like)
-        rows = _CPU_BLOCK if self.on_cpu else batch * self.heads * length
-        self.sentences = max(1, rows // (length * self.heads))
-        block = max(1, rows // (self.chunk * self.heads))
+        size = _CPU_BLOCK if self.on_cpu else batch * self.heads * length
+        self.sentences = max(1, size // (self.chunks * self.chunk * self.heads)) if self.chunks else 1
+        block = max(1, size // (self.chunk * self.heads))
         self.starts = range(0, batch, self.sentences)
         self.ranges = [range(i, min(i + block, self.chunks)) for i in range(0, self.chunks, block)]
 
@@ -148,29 +148,29 @@ class _CausalProducts(torch.autograd.Function):
         blocks = _Blocks(query)
         out = _empty_like_heads(value)
         totals: List[Optional[Tensor]] = []  # the sum before each block
-        for start in blocks.starts:
-            total: Optional[Tensor] = None
-            for chunks in blocks.ranges:
-                totals.append(total)
-                q, k, v, c = blocks.copies(query, key, value, scale, start=start, chunks=chunks)
-                q = q * c
-                o = torch.bmm(torch.bmm(q, k.mT).tril_(), v)
-                if blocks.chunks > 1:
-                    before, total = blocks.running(torch.bmm(k.mT, v), chunks, total, backwards=False)
-                    o.baddbmm_(q, before)
-                target = blocks.view(out, start, chunks)
-                target.copy_(o.view(target.shape))
-        ctx.save_for_backward(query, key, value, scale)
-        ctx.totals = totals
+        with torch.autocast(device_type=query.device.type, enabled=False):
+            for start in blocks.starts:
+                total: Optional[Tensor] = None
+                for chunks in blocks.ranges:
+                    totals.append(total)
+                    q, k, v, c = blocks.copies(query, key, value, scale, start=start, chunks=chunks)
+                    q = q * c
+                    o = torch.bmm(torch.bmm(q, k.mT).tril_(), v)
+                    if blocks.chunks > 1:
+                        before, total = blocks.running(torch.bmm(k.mT, v), chunks, total, backwards=False)
+                        o.baddbmm_(q, before)
+                    target = blocks.view(out, start, chunks)
+                    target.copy_(o.view(target.shape))
+        ctx.save_for_backward(query, key, value, scale, *totals)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, scale = ctx.saved_tensors
+        query, key, value, scale, *before_blocks = ctx.saved_tensors
         blocks = _Blocks(query)
         outs = (_empty_like_heads(query), _empty_like_heads(key), _empty_like_heads(value))
-        totals = reversed(ctx.totals)
+        totals = reversed(before_blocks)
         with torch.autocast(device_type=query.device.type, enabled=False):
             for start in reversed(blocks.starts):
                 later_total: Optional[Tensor] = None
@@ -220,12 +220,8 @@ def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) ->
 
 
 def _add(total: Tensor, pack_weights: Tensor, x: Tensor) -> Tensor:
-    """``total + sum_s a_s x_s^T``; where no gradients are taken, one step of decoding overwrites ``total``."""
-    if x.size(2) > 1:
-        return total + pack_weights.mT @ x
-    if torch.is_grad_enabled():
-        return torch.addcmul(total, pack_weights.mT, x)
-    return total.addcmul_(pack_weights.mT, x)
+    """``total + sum_s a_s x_s^T``; in one pass for one position."""
+    return torch.addcmul(total, pack_weights.mT, x) if x.size(2) == 1 else total + pack_weights.mT @ x
 
 
 def causal_luna_attention(
@@ -259,16 +255,21 @@ def causal_luna_attention(
         pack_dropout: probability for the pack weights; one mask, shared by both sums.
         unpack_dropout: probability for ``p_t``.
         state: what earlier positions left (:meth:`CausalState.start` before the first), or None if no
-            positions will follow. Its sums may be overwritten.
+            positions will follow.
 
     Returns:
         ``[B, H, N, K]`` in the dtype of ``value``, and the state after the last position, or None if none
         was given.
+
+    Raises:
+        ValueError: if ``state`` was started for keys that are values, and these are not.
     """
     with torch.autocast(device_type=query.device.type, enabled=False):
         wide = torch.promote_types(query.dtype, torch.float32)
         out_dtype = value.dtype
         tie_kv = key is value
+        if state is not None and state.key_sum is state.value_sum and not tie_kv:
+            raise ValueError("the state holds one sum for keys and values: start it with tie_kv=False")
         query, key, pack_weights = (t.to(wide) for t in (query, key, pack_weights))
         value = key if tie_kv else value.to(wide)
         batch, _, length, head_dim = query.shape

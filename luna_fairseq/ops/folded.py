@@ -16,23 +16,29 @@ from luna_fairseq.ops.dropout import add_dropout
 Projection = Tuple[Tensor, Optional[Tensor]]
 
 
-def folding_pays(x: Tensor, rows: int, heads: int, saved: int, taken: int) -> bool:
+def folding_pays(x: Tensor, dim: int, rows: int, heads: int, saved: int, taken: int) -> bool:
     """Whether folding is possible without loss of precision and takes less time than projecting ``x``.
 
     Args:
-        x: ``[B, N, D]``, the positions.
+        x: ``[B, N, D']``, the positions.
+        dim: D, the width of the heads together.
         rows: L.
         heads: H.
-        saved: how many products of ``x`` with a D x D matrix are saved.
-        taken: how many with an H L x D matrix of its own sentence take their place.
+        saved: how many products of ``x`` with a D x D' matrix are saved.
+        taken: how many with an H L x D' matrix of its own sentence take their place.
     """
     # In half precision a score would be rounded before its softmax; on a GPU this was never measured.
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+    if (
+        x.numel() == 0
+        or x.device.type != "cpu"
+        or x.dtype not in (torch.float32, torch.float64)
+        or torch.is_autocast_enabled("cpu")
+    ):
         return False
-    _, positions, dim = x.shape
-    # In products of N x D with D x D: those saved and the scores; those taken and the folding, which counts twice for
-    # being done a sentence and a head at a time. Measured times follow this within a tenth.
-    plain = saved + taken * rows / dim
+    _, positions, width = x.shape
+    # In products of N x D' with D' x D: those saved and the scores; those taken and the folding, which counts twice
+    # for being done a sentence and a head at a time. Measured times follow this within a tenth.
+    plain = saved + taken * rows / width
     folded = taken * (heads * rows / dim + 2 * rows / positions)
     return folded <= 0.95 * plain
 
@@ -95,7 +101,7 @@ def folded_unpack(
     """
     scores = folded_scores(x, key * key.size(-1) ** -0.5, query).unflatten(2, (key.size(1), -1))
     if mask is not None:
-        scores = scores.masked_fill(~mask.transpose(1, 2), float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf"))
     weights = add_dropout(None, torch.softmax(scores, dim=-1), dropout_p).flatten(2)
     weight, bias = out
     folded = fold(value, weight.mT)

@@ -112,7 +112,7 @@ def test_commands_for_masked_lm(tmp_path: Path) -> None:
     commands.append("python example.py")
     assert [c.split()[0] for c in commands] == [
         "python", "scripts/masked_lm.sh", "python", "scripts/masked_lm.sh", "scripts/masked_lm.sh", "fairseq-train",
-        "fairseq-validate", "python",
+        "fairseq-validate", "cut", "python", "TAG=sst", "python",
     ]  # fmt: skip
     tiny = (
         "--encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16 --encoder-attention-heads 2 --cpu "
@@ -127,6 +127,8 @@ def test_commands_for_masked_lm(tmp_path: Path) -> None:
             command = re.sub(r"--max-update \d+", "--max-update 2", f"{command} {tiny}")
         elif command.startswith("fairseq-validate"):
             command += " --cpu"
+        elif command.startswith("TAG=sst"):
+            command = re.sub(r"max_update=\d+(.*)warmup_updates=\d+", r"max_update=2\1warmup_updates=1", command)
         output += _run(command, tmp_path, SMOKE="1")
     assert len(re.findall(r"^0\.\d{3} The dog runs over the", output, re.M)) == 3
     assert "| luna_tied_32 |" in output and "tensor([[" in output

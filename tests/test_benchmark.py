@@ -19,6 +19,7 @@ from luna_fairseq.ops import causal
 @pytest.mark.parametrize("tie_kv", [True, False])
 @pytest.mark.parametrize("length", [5, 300])
 def test_what_is_right_passes(length: int, tie_kv: bool) -> None:
+    torch.manual_seed(0)
     x, packed = torch.randn(1, length, 16), torch.randn(1, 4, 16)
     benchmark.check_attention(LunaAttention(16, 2, tie_kv=tie_kv), x, packed, x)
     benchmark.check_attention(CausalLunaAttention(16, 2, tie_kv=tie_kv), x, packed)
@@ -26,6 +27,7 @@ def test_what_is_right_passes(length: int, tie_kv: bool) -> None:
 
 def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the output, and in the gradient alone."""
+    torch.manual_seed(0)
     x, packed = torch.randn(1, 300, 16), torch.randn(1, 4, 16)
     right = ops.folded_pack
     monkeypatch.setattr(ops, "folded_pack", lambda *args: right(*args) * 1.01)

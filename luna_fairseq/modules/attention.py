@@ -104,8 +104,8 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         for name in names:
             proj = self.get_submodule(f"{name}_proj")
             # Quantisation noise is a hook; whatever else was put around a projection wants to see x, too.
-            hooks = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-            if type(proj) is not nn.Linear or "forward" in vars(proj) or any(getattr(proj, f"_{x}") for x in hooks):
+            hooks = (proj._forward_hooks, proj._forward_pre_hooks, proj._backward_hooks, proj._backward_pre_hooks)
+            if type(proj) is not nn.Linear or "forward" in vars(proj) or any(hooks):
                 return []
             found.append((proj.weight, proj.bias))
         return found if ops.folding_pays(x, self.embed_dim, rows, heads, len(names), taken) else []
@@ -289,12 +289,12 @@ class LunaAttention(_LunaAttentionBase):
             else:
                 key = _split_heads(self.k_proj(packed_out), self.num_heads)
                 value = _split_heads(self.v_proj(packed_out), self.num_heads)
-            rows_per_sentence = torch.tensor(_rows_per_sentence(query.size(0), key.size(0)))
-            saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
-            self._save(incremental_state, {**saving, "rows_per_sentence": rows_per_sentence})
         assert key is not None and value is not None
         batch, length, _ = query.shape
         rows = _rows_per_sentence(batch, key.size(0))
+        if not saved:
+            saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
+            self._save(incremental_state, {**saving, "rows_per_sentence": torch.tensor(rows)})
         query = query.reshape(key.size(0), rows * length, self.embed_dim)  # all rows of a sentence side by side
 
         folded: List[ops.Projection] = []
@@ -431,7 +431,6 @@ class CausalLunaAttention(_LunaAttentionBase):
             state=state,
         )
         if state is not None:
-            saving = {"packed_query": packed_query, "packed_mask": packed_mask}
-            rows_per_sentence = torch.tensor(rows)
-            self._save(incremental_state, {**saving, "rows_per_sentence": rows_per_sentence, **state._asdict()})
+            saving = {"packed_query": packed_query, "packed_mask": packed_mask, **state._asdict()}
+            self._save(incremental_state, {**saving, "rows_per_sentence": torch.tensor(rows)})
         return self.out_proj(_join_heads(y))

@@ -224,6 +224,15 @@ def _add(total: Tensor, pack_weights: Tensor, x: Tensor) -> Tensor:
     return torch.addcmul(total, pack_weights.mT, x) if x.size(2) == 1 else total + pack_weights.mT @ x
 
 
+def _continued_products(
+    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, before: Tensor, after: Tensor
+) -> Tensor:
+    """:func:`causal_products` behind earlier positions, whose ``k^T v`` is ``before``; with these it is ``after``."""
+    if query.size(2) == 1:  # one step of decoding
+        return query @ after * scale
+    return query @ before * scale + causal_products(query, key, value, scale)
+
+
 def causal_luna_attention(
     query: Tensor,
     key: Tensor,
@@ -286,16 +295,12 @@ def causal_luna_attention(
         # Positions before the first real one have nothing to average: any finite divisor will do.
         mean = steps.clamp(min=1).to(wide).reciprocal()[:, None, :, None]
 
-        # In one step of decoding the sums hold everything; before several, only what came before them.
-        one = state is not None and length == 1
         scale = mean * head_dim**-0.5
         if state is None:
             scores = causal_products(query, key, pack_weights, scale)
         else:
             key_sum = _add(state.key_sum, pack_weights, key)
-            scores = query @ (key_sum if one else state.key_sum).mT * scale
-            if not one:
-                scores = scores + causal_products(query, key, pack_weights, scale)
+            scores = _continued_products(query, key, pack_weights, scale, state.key_sum.mT, key_sum.mT)
         if packed_mask is not None:
             scores = scores.masked_fill(~packed_mask, float("-inf"))
         unpack_weights = torch.softmax(scores, dim=-1)
@@ -304,7 +309,5 @@ def causal_luna_attention(
         if state is None:
             return causal_products(unpack_weights, pack_weights, value, mean).to(out_dtype), None
         value_sum = key_sum if tie_kv else _add(state.value_sum, pack_weights, value)
-        out = unpack_weights @ (value_sum if one else state.value_sum) * mean
-        if not one:
-            out = out + causal_products(unpack_weights, pack_weights, value, mean)
+        out = _continued_products(unpack_weights, pack_weights, value, mean, state.value_sum, value_sum)
         return out.to(out_dtype), CausalState(key_sum, value_sum, steps[:, -1])

@@ -1,4 +1,5 @@
-# Two commands on a fresh machine: "make demo" and "make test". Both set up .venv first, once. "make bench" measures.
+# Two commands on a fresh machine: "make demo" and "make test". Both set up .venv first, once. "make test-long" takes the
+# tests that need minutes each, "make bench" measures.
 #
 #   PYTHON         the Python to build on, 3.11 or 3.12
 #   TORCH          what pip installs as torch: a version, and options if the build needs any
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test bench lint format clean
+.PHONY: setup demo test test-long bench lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -40,6 +41,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-long: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
 
 bench: setup
 	$(BIN)/python scripts/benchmark.py

@@ -14,6 +14,7 @@ differs. OUTPUT gets benchmark.json, and attention.svg (which needs: pip install
 
 import argparse
 import copy
+import itertools
 import json
 import logging
 import math
@@ -71,6 +72,45 @@ SMOKE_SIZES = [
 ]
 # Of the largest value. float32: the gradient of P is that of a softmax over all positions, with much to cancel.
 TOLERANCE = {torch.float32: 3e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+# What is aimed at on two CPU cores, by length: the least speed relative to what stands behind it.
+TARGETS: List[Tuple[str, Dict[str, Any], Dict[str, Any], Dict[int, float]]] = [
+    (
+        "attention",
+        {"layer": "Luna", "l": 32, "backward": True},
+        {"layer": "softmax", "l": 0},
+        {256: 1.5, 1024: 2.7, 4096: 9, 16384: 30},
+    ),
+    ("attention", {"layer": "Luna", "l": 256, "backward": True}, {"layer": "softmax", "l": 0}, {4096: 2.5}),
+    (
+        "attention",
+        {"layer": "causal Luna", "l": 32, "backward": True},
+        {"layer": "causal softmax", "l": 0},
+        {256: 1.0, 1024: 1.4, 4096: 3, 16384: 8},
+    ),
+    (
+        "attention",
+        {"layer": "causal Luna", "l": 32, "backward": True},
+        {"layer": "transcription"},
+        {512: 12, 1024: 12, 2048: 12},
+    ),
+    *(
+        ("training", {"arch": arch}, {"arch": "transformer_wmt_en_de"}, {32: 0.85, 1024: 1.2, 4096: 3})
+        for arch in TRANSLATION[1:]
+    ),
+    ("training", {"arch": "luna_base_2048"}, {"arch": "roberta_base"}, {2048: 1.5}),
+    *(
+        (
+            "generation",
+            {"arch": arch, "beam": beam},
+            {"arch": "transformer_wmt_en_de"},
+            {25: 1.0, 250: 1.3, 2000: 3},
+        )
+        for arch in TRANSLATION[1:]
+        for beam in (5, 1)
+    ),
+]
+# A step of decoding is timed so many times in a row, for a beam of so many.
+DECODING_STEPS, BEAM = 100, 5
 # Up to here the reference is differentiated, too.
 GRADIENTS_UP_TO = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -307,7 +347,65 @@ def measure_attention(args: argparse.Namespace) -> List[Dict[str, Any]]:
             seconds = interleaved(steps, args.rounds, args.device)
             for kind, size in compared:
                 row = {"layer": kind, "l": size, "length": length, "backward": backward}
-                rows.append(finished(row, seconds[f"{kind} {size}"], "attention", args))
+                rows.append(finished(row, seconds[f"{kind} {size}"], "attention"))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------- decoding
+def decoding_step(kind: str, size: int, length: int, args: argparse.Namespace) -> Tuple[Callable[[], object], int]:
+    """The next position of one layer after ``length`` others, for a beam; and the bytes of what is kept of them.
+
+    Raises:
+        Mismatch: if it differs from that position of the whole sequence at once.
+    """
+    layer = build_layer(kind, args).eval()
+    generator = torch.Generator(args.device).manual_seed(2)
+    x, packed = (
+        torch.randn(shape, generator=generator, device=args.device, dtype=DTYPES[args.dtype])
+        for shape in ((BEAM, length + 1, args.dim), (1, size or 1, args.dim))
+    )
+    last = x[:, -1:]
+    if isinstance(layer, SoftmaxAttention):
+        keys, values = (_heads(proj(x), args.heads).contiguous() for proj in (layer.k_proj, layer.v_proj))
+
+        def compute() -> Tensor:
+            keys[:, :, -1:] = _heads(layer.k_proj(last), args.heads)
+            values[:, :, -1:] = _heads(layer.v_proj(last), args.heads)
+            query = _heads(layer.q_proj(last), args.heads)
+            return layer.out_proj(_join(F.scaled_dot_product_attention(query, keys, values)))
+
+        whole, kept = layer(x, packed), [keys, values]
+    else:
+        assert isinstance(layer, CausalLunaAttention)
+        state: Dict[str, Any] = {}
+        layer(x[:, :-1], packed, incremental_state=state)
+
+        def compute() -> Tensor:
+            return layer(last, None, incremental_state=state)
+
+        with checked(layer):
+            whole = layer(x, packed.expand(BEAM, -1, -1))
+        # With tied kv both sums are one tensor.
+        kept = list({x.data_ptr(): x for saved in state.values() for x in saved.values() if x is not None}.values())
+    error = float((compute() - whole[:, -1:]).abs().max() / whole.abs().max())
+    if not error <= TOLERANCE[x.dtype]:
+        raise Mismatch(f"{kind} at {length}: a step of decoding is off by {error:.1e}: no speed is printed for it")
+    return lambda: [compute() for _ in range(DECODING_STEPS)], sum(x.numel() * x.element_size() for x in kept)
+
+
+def measure_decoding(args: argparse.Namespace) -> List[Dict[str, Any]]:
+    """One position of one layer, after few and after many."""
+    rows = []
+    with torch.no_grad():
+        for length in args.lengths:
+            compared = [name for name in layers(args, length) if name[0] in ("causal softmax", "causal Luna")]
+            steps = {name: decoding_step(*name, length, args) for name in compared}
+            timed = {f"{kind} {size}": steps[kind, size][0] for kind, size in compared}
+            seconds = interleaved(timed, args.rounds, args.device)
+            for kind, size in compared:
+                found = [second / DECODING_STEPS for second in seconds[f"{kind} {size}"]]
+                row = {"layer": kind, "l": size, "length": length}
+                rows.append(finished(row, found, "decoding", steps[kind, size][1]))
     return rows
 
 
@@ -382,7 +480,7 @@ def measure_training(args: argparse.Namespace) -> List[Dict[str, Any]]:
         del steps
         for arch, found in seconds.items():
             words = max(1, args.words // length) * length
-            rows.append(finished({"arch": arch, "length": length, "words": words}, found, "training", args))
+            rows.append(finished({"arch": arch, "length": length, "words": words}, found, "training"))
     return rows
 
 
@@ -463,18 +561,18 @@ def measure_generation(args: argparse.Namespace) -> List[Dict[str, Any]]:
             for arch, found in seconds.items():
                 words = sentences(length, args) * length
                 row = {"arch": arch, "length": length, "beam": beam, "words": words}
-                rows.append({**finished(row, found, "generation", args), "state": state_bytes(arch, length, args)})
+                rows.append({**finished(row, found, "generation"), "state": state_bytes(arch, length, args)})
     return rows
 
 
 # ----------------------------------------------------------------------------------------------- results
-def finished(row: Dict[str, Any], seconds: List[float], part: str, args: argparse.Namespace) -> Dict[str, Any]:
-    """A row with its times and its memory, which is said as soon as it is known."""
+def finished(row: Dict[str, Any], seconds: List[float], part: str, size: Optional[int] = None) -> Dict[str, Any]:
+    """A row with its times and its memory (``size``, if that is known), which is said as soon as it is known."""
     median = statistics.median(seconds)
     row = {**row, "seconds": median, "spread": (max(seconds) - min(seconds)) / median}
-    row["bytes"] = in_own_process("--memory-of", part, json.dumps(row))
+    row["bytes"] = in_own_process("--memory-of", part, json.dumps(row)) if size is None else size
     said = " ".join(str(value) for name, value in row.items() if name not in ("seconds", "spread", "bytes", "words"))
-    print(f"{part}: {said}: {median:.3f} s, {row['bytes'] / 2**20:,.0f} MiB", file=sys.stderr, flush=True)
+    print(f"{part}: {said}: {median:.4g} s, {row['bytes'] / 2**20:,.0f} MiB", file=sys.stderr, flush=True)
     return row
 
 
@@ -509,9 +607,56 @@ def table(head: List[str], rows: List[List[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
 
 
+def targets(found: Dict[str, Any]) -> str:
+    """What was aimed at, and what was measured."""
+    lines = []
+    for part, chosen, base, wanted in TARGETS:
+        rows = found.get(part, [])
+        cells = []
+        for length, least in wanted.items():
+            row = next((row for row in rows if chosen.items() <= row.items() and row["length"] == length), None)
+            if row and (measured := ratio(rows, row, **base)):
+                cells.append(f"{length:,}: {measured.split('x')[0]} ({least:g})")
+        if cells:
+            own = ", ".join(f"{key} {value}" for key, value in chosen.items() if key in ("l", "beam"))
+            name = f"{chosen.get('layer') or chosen['arch']}{f' ({own})' if own else ''}"
+            lines.append([part, name, str(base.get("layer") or base["arch"]), ", ".join(cells)])
+    return table(["", "", "against", "length: speed (wanted)"], lines) if lines else ""
+
+
+def growth(rows: List[Dict[str, Any]], tokens: int) -> str:
+    """How time and memory of a sentence grow, forward and backward, from each length to the next."""
+    rows = [row for row in rows if row["backward"] and row["length"] >= 2048]
+    lengths = list(dict.fromkeys(row["length"] for row in rows))
+    lines = []
+    for layer, size in dict.fromkeys((row["layer"], row["l"]) for row in rows if row["layer"] != "transcription"):
+        here = {row["length"]: row for row in rows if (row["layer"], row["l"]) == (layer, size)}
+        # Batches have equal tokens, so a sentence has the time of its batch over their number.
+        grown = [
+            [
+                here[b][what] * max(1, tokens // a) / (here[a][what] * max(1, tokens // b))
+                for what in ("seconds", "bytes")
+            ]
+            for a, b in itertools.pairwise(lengths)
+        ]
+        lines.append(
+            [f"{layer}{f', l = {size}' if size else ''}", *(f"{time:.2f}x, {memory:.2f}x" for time, memory in grown)]
+        )
+    if len(lengths) < 2:
+        return ""
+    return table(["layer", *(f"{a:,} to {b:,}" for a, b in itertools.pairwise(lengths))], lines)
+
+
 def report(found: Dict[str, Any]) -> str:
     """The tables of a run."""
-    parts = [f"{found['machine']}; {found['dtype']}, medians of {found['rounds']} rounds.\n"]
+    spreads = [row["spread"] for part in PARTS for row in found.get(part, [])]
+    parts = [
+        f"{found['machine']}; {found['dtype']}, medians of {found['rounds']} rounds. (slowest - fastest) / median: "
+        f"half of the rows below {statistics.median(spreads):.1%}, all below {max(spreads):.0%}.\n"
+    ]
+    if aims := targets(found):
+        parts.append("What is aimed at, forward and backward for one layer:\n")
+        parts.append(aims)
     rows = found.get("attention", [])
     for backward in sorted({row["backward"] for row in rows}, reverse=True):
         ours = [row for row in rows if row["backward"] == backward and "Luna" in row["layer"]]
@@ -536,6 +681,20 @@ def report(found: Dict[str, Any]) -> str:
         if lines:
             parts.append(f"The causal layer, {passes}, next to a plain transcription of the formulas.\n")
             parts.append(table(["length", "l", "speed, memory"], lines))
+    if grown := growth(rows, found["sizes"]["tokens"]):
+        parts.append("Time and memory of one sentence, forward and backward, when it gets twice as long.\n")
+        parts.append(grown)
+    if rows := found.get("decoding", []):
+        lengths = list(dict.fromkeys(row["length"] for row in rows))
+        lines = []
+        for layer, size in dict.fromkeys((row["layer"], row["l"]) for row in rows):
+            here = [row for row in rows if (row["layer"], row["l"]) == (layer, size)]
+            times = [f"{row['seconds'] * 1e6:,.0f}, {row['bytes'] / 2**20:,.2f}" for row in here]
+            lines.append([f"{layer}{f', l = {size}' if size else ''}", *times])
+        parts.append(
+            f"The next position of one layer after so many (beam {BEAM}): microseconds, and MiB kept of the others.\n"
+        )
+        parts.append(table(["layer", *(f"{length:,}" for length in lengths)], lines))
     for part, what in (("training", "Training"), ("generation", "Generation")):
         rows = found.get(part, [])
         lines = []
@@ -576,7 +735,12 @@ def draw(rows: List[Dict[str, Any]], tokens: int, output: Path) -> None:
     figure.savefig(output)
 
 
-PARTS = {"attention": measure_attention, "training": measure_training, "generation": measure_generation}
+PARTS = {
+    "attention": measure_attention,
+    "decoding": measure_decoding,
+    "training": measure_training,
+    "generation": measure_generation,
+}
 
 
 def main() -> int:

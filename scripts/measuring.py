@@ -1,5 +1,6 @@
 """What the benchmark scripts share: fair timing, peak memory, the machine in words."""
 
+import ctypes
 import json
 import os
 import platform
@@ -54,6 +55,13 @@ def interleaved(steps: Dict[str, Callable[[], object]], rounds: int, device: tor
     return seconds
 
 
+def _return_memory() -> None:
+    """Give the system what malloc keeps: the process beside this one may need it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
 def _resident_kib(field: str) -> int:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
@@ -84,6 +92,7 @@ def in_own_process(*options: str) -> Any:
     Raises:
         RuntimeError: if it fails, with its last line.
     """
+    _return_memory()
     done = subprocess.run([sys.executable, *sys.argv, *options], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]

@@ -20,7 +20,6 @@ import argparse
 import heapq
 import itertools
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -29,7 +28,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,18 +36,18 @@ from text_pieces import (
     DICTIONARY,
     SENTENCEPIECE,
     SPECIAL_SYMBOLS,
-    UNKNOWN_WORD,
     Encoder,
     Pieces,
     PreparationError,
+    Sample,
     SentencePieceEncoder,
     check_known,
     check_settings,
     copy_file,
     digest,
     in_order,
+    learn_sentencepiece,
     need_file,
-    one_line,
     positive,
     progress,
     read_dictionary,
@@ -83,22 +81,6 @@ class Scan:
     units: list[list[Block]] = field(default_factory=list)
     documents: int = 0
     unbroken: list[Path] = field(default_factory=list)
-
-
-class Sample:
-    """At most ``size`` lines, each line of the text with the same chance."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.lines: list[str] = []
-        self._size, self._random, self._seen = size, random.Random(seed), 0
-
-    def add(self, line: str) -> None:
-        """Offer a line."""
-        self._seen += 1
-        if len(self.lines) < self._size:
-            self.lines.append(line)
-        elif (place := int(self._random.random() * self._seen)) < self._size:
-            self.lines[place] = line
 
 
 def scan(files: Sequence[Path], unit_bytes: int, block_bytes: int, limit: int | None, sample: Sample | None) -> Scan:
@@ -306,7 +288,9 @@ class Preparation:
             for split in self.held_out:
                 found = scan(self.texts[split], BLOCK_BYTES, BLOCK_BYTES, self.limit, None)
                 plan[split] = deal(found.units, 1)
-            model = self.learn_pieces(sample.lines) if sample else None
+            model = (
+                learn_sentencepiece(sample.lines, self.args.vocab_size, exact=not self.args.smoke) if sample else None
+            )
             write_json(self.settings_file, settings)
             if model:
                 with whole_file(self.out / SENTENCEPIECE) as temporary:
@@ -344,32 +328,6 @@ class Preparation:
                     f"{path} has no blank lines between documents: add them, or leave out --require-documents"
                 )
             print(f"{path} has no blank lines between documents: it is split between shards at lines")
-
-    def learn_pieces(self, lines: Sequence[str]) -> bytes:
-        """Train SentencePiece; returns the model."""
-        import sentencepiece
-
-        print(f"learning {self.args.vocab_size:,} pieces from {len(lines):,} lines")
-        model = BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(UNKNOWN_WORD.sub(" ", line) for line in lines),
-                model_writer=model,
-                model_type="bpe",
-                vocab_size=self.args.vocab_size,
-                hard_vocab_limit=not self.args.smoke,
-                max_sentence_length=1 << 30,  # longer lines would be left out
-                num_threads=1,  # the number is part of the model
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            message = one_line(error)
-            if most := re.search(r"value <= (\d+)", message):
-                message = f"this text has only {most[1]} pieces, give at most that"
-            elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-                message = f"the characters of this text alone take {least[1]}, give more than that"
-            raise PreparationError(f"--vocab-size {self.args.vocab_size} does not work: {message}") from error
-        return model.getvalue()
 
     # Pieces -------------------------------------------------------------------------------------------
     def encode(self, plan: dict[str, list[list[Block]]], shards: Sequence[int], need_held_out: bool) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
@@ -194,6 +195,60 @@ def check_known(unknown: int, total: int, split: str, reason: str) -> None:
     """Refuse pieces most of which mean nothing to the model."""
     if unknown > MOST_UNKNOWN * total:
         raise PreparationError(f"{unknown / total:.0%} of the pieces of {split} are <unk>: {reason}")
+
+
+class Sample:
+    """At most ``size`` lines, each line of the text with the same chance."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.lines: list[str] = []
+        self._size, self._random, self._seen = size, random.Random(seed), 0
+
+    def add(self, line: str) -> None:
+        """Offer a line."""
+        self._seen += 1
+        if len(self.lines) < self._size:
+            self.lines.append(line)
+        elif (place := int(self._random.random() * self._seen)) < self._size:
+            self.lines[place] = line
+
+
+def learn_sentencepiece(lines: Sequence[str], size: int, exact: bool, **options: Any) -> bytes:
+    """Train SentencePiece by byte pairs.
+
+    Args:
+        lines: the text.
+        size: ``--vocab-size``, how many pieces to learn.
+        exact: fewer pieces are an error.
+        options: of SentencePiece's trainer.
+
+    Returns:
+        the model.
+    """
+    import sentencepiece
+
+    print(f"learning {size:,} pieces from {len(lines):,} lines")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(UNKNOWN_WORD.sub(" ", line) for line in lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size,
+            hard_vocab_limit=exact,
+            max_sentence_length=1 << 30,  # longer lines would be left out
+            num_threads=1,  # the number is part of the model
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        message = one_line(error)
+        if most := re.search(r"value <= (\d+)", message):
+            message = f"this text has only {most[1]} pieces, give at most that"
+        elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+            message = f"the characters of this text alone take {least[1]}, give more than that"
+        raise PreparationError(f"--vocab-size {size} does not work: {message}") from error
+    return model.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------ files

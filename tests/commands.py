@@ -15,6 +15,9 @@ import luna_fairseq
 USER_DIR = str(Path(luna_fairseq.__file__).parent)
 ROOT = Path(__file__).resolve().parents[1]
 
+WORDS_EN = "the a small old cat dog house man woman sees finds loves red green and".split()
+WORDS_DE = "die ein kleine alte Katze Hund Haus Mann Frau sieht findet liebt rot grün und".split()
+
 # A model that trains an update in milliseconds. No loader threads: a test run ends in the middle of an epoch.
 TINY: List[str] = (
     "--encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 "

@@ -9,13 +9,11 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from commands import Corpus, LMCorpus, run_command, write_indexed
+from commands import WORDS_DE, WORDS_EN, Corpus, LMCorpus, run_command, write_indexed
+from wmt14_archives import make_archives
 
 # A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-WORDS_EN = "the a small old cat dog house man woman sees finds loves red green and".split()
-WORDS_DE = "die ein kleine alte Katze Hund Haus Mann Frau sieht findet liebt rot grün und".split()
 
 
 def _write_corpus(folder: Path) -> None:
@@ -55,6 +53,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     ]
     run_command("fairseq-preprocess", "-s", "en", "-t", "de", "--joined-dictionary", f"--destdir={data}", *prefixes)
     return Corpus(folder, data, folder / "spm.model")
+
+
+@pytest.fixture(scope="session")
+def wmt14_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small archives for scripts/fetch_wmt14.py."""
+    folder = tmp_path_factory.mktemp("archives")
+    make_archives(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -162,6 +162,21 @@ def test_commands_for_the_long_range_arena(tmp_path: Path) -> None:
     assert len(figures) == 4
 
 
+def test_commands_for_wmt14(wmt14_archives: Path, tmp_path: Path) -> None:
+    for folder in ("scripts", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    commands = _commands("WMT'14 English-German")
+    assert [c.split()[1] for c in commands[1:]] == "download prepare train average generate score table".split()
+    sources = {"WMT14_SOURCE": str(wmt14_archives), "WMT14_CHECKSUMS": str(wmt14_archives / "SHA256SUMS")}
+    for command in commands[1:]:
+        output = _run(command, tmp_path, SMOKE="1", THREADS="1", WORKERS="1", **sources)
+    # The README has the table, with nothing run.
+    rows = [line for line in output.splitlines() if line.startswith("|")]
+    for row in rows:
+        assert re.sub(r"\| [\d.]+ \| [\d.]+ \|$", "| not run | not run |", row) in README
+    assert len(rows) == 13 and sum(bool(re.search(r"\| [\d.]+ \| [\d.]+ \|$", row)) for row in rows) == 1
+
+
 def test_what_the_readme_names_exists() -> None:
     for path in re.findall(r"`((?:luna_fairseq|tests|scripts|configs)/[\w./]+)`", README):
         assert (ROOT / path).exists(), path

@@ -1,0 +1,279 @@
+"""WMT'14 English-German: download the archives, check them, and take the text out.
+
+    fetch_wmt14.py --out wmt14                    from the public addresses (1.7 GB)
+    fetch_wmt14.py --out wmt14 --source FOLDER    from a folder, or the address of a mirror, with the same archives
+
+OUT/raw gets the parallel text: europarl, commoncrawl and newscommentary to train on, valid (newstest2013) and test
+(newstest2014, all 3,003 sentences), each .en and .de. OUT/archives keeps what was downloaded. A download that was
+interrupted goes on where it stopped; an archive counts only when its checksum is right. Only the named files are read
+from an archive, and no path in it is written to.
+"""
+
+import argparse
+import gzip
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from sacrebleu.dataset import DATASETS
+
+from text_pieces import PreparationError, one_line, progress, run, whole_file
+
+PAUSES = (2, 5, 15, 60)  # seconds between tries
+TIMEOUT = 60
+BLOCK = 1 << 20
+LANGUAGES = ("en", "de")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive and what to take from it.
+
+    Args:
+        url: its public address.
+        digest: its checksum, ``sha256:HEX`` or ``md5:HEX``.
+        members: file of OUT/raw -> the name in the archive; a .sgm becomes lines of text.
+    """
+
+    url: str
+    digest: str
+    members: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its file name, by which a mirror has it."""
+        return self.url.rsplit("/", 1)[1]
+
+
+def _parallel(url: str, digest: str, name: str, prefix: str) -> Archive:
+    return Archive(url, f"sha256:{digest}", {f"{name}.{lang}": f"{prefix}.{lang}" for lang in LANGUAGES})
+
+
+def _test_set(split: str, key: str) -> Archive:
+    """What sacreBLEU knows of a test set: its address, its checksum, its files."""
+    known = DATASETS[key]
+    files = dict(zip(LANGUAGES, known.langpairs["en-de"], strict=False))
+    return Archive(known.data[0], f"md5:{known.md5[0]}", {f"{split}.{lang}": files[lang] for lang in LANGUAGES})
+
+
+ARCHIVES = (
+    _parallel(
+        "https://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz",
+        "0224c7c710c8a063dfd893b0cc0830202d61f4c75c17eb8e31836103d27d96e7",
+        "europarl",
+        "training/europarl-v7.de-en",
+    ),
+    _parallel(
+        "https://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz",
+        "c7a74e2ea01ac6c920123108627e35278d4ccb5701e15428ffa34de86fa3a9e5",
+        "commoncrawl",
+        "commoncrawl.de-en",
+    ),
+    _parallel(
+        "https://www.statmt.org/wmt14/training-parallel-nc-v9.tgz",
+        "cb8953f292298e6877ae433c98912b927cb0766b303f4540512ddd286c748485",
+        "newscommentary",
+        "training/news-commentary-v9.de-en",
+    ),
+    _test_set("valid", "wmt13"),
+    _test_set("test", "wmt14/full"),
+)
+
+
+# --------------------------------------------------------------------------------------------- download
+def checksum(path: Path, algorithm: str) -> str:
+    """The checksum of a file, with a progress display."""
+    found = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as source, progress(path.stat().st_size, f"checking {path.name}", "B") as bar:
+        while block := source.read(BLOCK):
+            found.update(block)
+            bar.update(len(block))
+    return found.hexdigest()
+
+
+def verify(path: Path, digest: str, advice: str) -> None:
+    """Refuse a file whose checksum is another one; ``advice`` says what to do."""
+    algorithm, _, wanted = digest.partition(":")
+    if (found := checksum(path, algorithm)) != wanted:
+        raise PreparationError(f"{path} has the {algorithm} {found}, not {wanted}: {advice}")
+
+
+def append(url: str, part: Path) -> None:
+    """Get what is missing of a file.
+
+    Raises:
+        OSError: if the connection fails or ends early.
+        PreparationError: if the address does not have the file.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing
+            return
+        if error.code >= 500:
+            raise ConnectionError(f"{error.code} {error.reason}") from error
+        raise PreparationError(
+            f"{url} is answered with {error.code} {error.reason}: name a mirror or a folder by --source"
+        ) from error
+    with response:
+        goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        start = have if goes_on else 0  # a server may send everything again
+        expected = response.headers.get("Content-Length")
+        with (
+            open(part, "ab" if goes_on else "wb") as target,
+            progress(start + int(expected or 0), f"downloading {part.stem}", "B") as bar,
+        ):
+            bar.update(start)
+            while block := response.read(BLOCK):
+                target.write(block)
+                bar.update(len(block))
+    if expected is not None and part.stat().st_size < start + int(expected):
+        raise ConnectionError("the connection ended early")
+
+
+def download(url: str, target: Path, digest: str) -> None:
+    """Get a file, going on with what is there of it; it has its name only when its checksum is right."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    for pause in (*PAUSES, None):
+        try:
+            append(url, part)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            reason = one_line(getattr(error, "reason", None) or error)
+            if pause is None:
+                raise PreparationError(
+                    f"{url} cannot be downloaded ({reason}): run the same command again to go on, "
+                    "or name a mirror or a folder by --source"
+                ) from error
+            print(f"{url}: {reason}; trying again", file=sys.stderr)
+            time.sleep(pause)
+    try:
+        verify(part, digest, "it is removed, run the same command again, or name another --source")
+    except PreparationError:
+        part.unlink()
+        raise
+    os.replace(part, target)
+
+
+# ------------------------------------------------------------------------------------------------- text
+def segments(sgm: IO[bytes]) -> Iterator[str]:
+    """The sentences of an .sgm file as sacreBLEU takes them: no XML, entities stay as they are."""
+    for line in sgm:
+        text = line.decode("utf-8")
+        if text.startswith("<seg "):
+            yield " ".join(re.sub(r"<seg.*?>(.*)</seg>.*?", r"\1", text).split())
+
+
+def take(archive: Path, members: dict[str, str], raw: Path) -> None:
+    """Write the wanted files of an archive to ``raw``, each whole or not at all."""
+    wanted = {member: name for name, member in members.items() if not (raw / name).exists()}
+    if not wanted:
+        return
+    print(f"reading {archive.name}")
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for entry in tar:
+                member = entry.name.removeprefix("./")
+                if member not in wanted:
+                    continue
+                source = tar.extractfile(entry) if entry.isreg() else None
+                if source is None:
+                    raise PreparationError(f"{member} in {archive} is no plain file: get the archive again")
+                with source, whole_file(raw / wanted.pop(member)) as temporary, open(temporary, "wb") as target:
+                    if member.endswith(".sgm"):
+                        target.writelines(f"{line}\n".encode() for line in segments(source))
+                    else:
+                        shutil.copyfileobj(source, target, BLOCK)
+                if not wanted:
+                    return
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise PreparationError(
+            f"{archive} is damaged or not a .tgz ({one_line(error)}): remove it and run the same command again"
+        ) from error
+    raise PreparationError(f"{archive} has no {' and no '.join(wanted)}: it is another archive, get the right one")
+
+
+def count_lines(path: Path) -> int:
+    """The lines of a file."""
+    with open(path, "rb") as source:
+        return sum(block.count(b"\n") for block in iter(lambda: source.read(BLOCK), b""))
+
+
+def read_checksums(path: Path) -> dict[str, str]:
+    """File name -> ``sha256:HEX``, from a file that sha256sum wrote."""
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not (match := re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)):
+            raise PreparationError(f"{path}, line {number}: {line[:40]!r} is not a line of sha256sum")
+        found[match[2].rsplit("/", 1)[-1]] = f"sha256:{match[1]}"
+    return found
+
+
+def fetch(out: Path, source: str | None, checksums: Path | None) -> None:
+    """Make OUT/raw.
+
+    Args:
+        out: OUT.
+        source: a folder, or an address; None for the public ones.
+        checksums: a file of sha256sum that replaces the known checksums.
+    """
+    archives: Sequence[Archive] = ARCHIVES
+    if checksums:
+        given = read_checksums(checksums)
+        if missing := [archive.name for archive in archives if archive.name not in given]:
+            raise PreparationError(f"{checksums} has no line for {missing[0]}: add it")
+        archives = [replace(archive, digest=given[archive.name]) for archive in archives]
+    remote = source is None or re.match(r"https?://", source)
+    if not remote and not Path(str(source)).is_dir():
+        raise PreparationError(f"--source {source} is neither a folder nor an address: correct it")
+    raw = out / "raw"
+    for archive in archives:
+        if all((raw / name).exists() for name in archive.members):
+            continue
+        if remote:
+            path = out / "archives" / archive.name
+            if not path.exists():
+                url = f"{source.rstrip('/')}/{archive.name}" if source else archive.url
+                download(url, path, archive.digest)
+        else:
+            path = Path(str(source)) / archive.name
+            if not path.is_file():
+                raise PreparationError(f"{path} does not exist: put {archive.url} there, or leave out --source")
+            verify(path, archive.digest, f"get {archive.url} again")
+        take(path, archive.members, raw)
+    for name in dict.fromkeys(file.rsplit(".", 1)[0] for archive in archives for file in archive.members):
+        counts = [count_lines(raw / f"{name}.{lang}") for lang in LANGUAGES]
+        if counts[0] != counts[1]:
+            raise PreparationError(
+                f"{raw / name}.en has {counts[0]:,} lines, .de has {counts[1]:,}: remove both and run this again"
+            )
+        print(f"{name}: {counts[0]:,} sentence pairs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--source", metavar="FOLDER_OR_URL", help="where the archives are, by their names")
+    parser.add_argument("--checksums", type=Path, metavar="FILE", help="of sha256sum, for other archives")
+    args = parser.parse_args(argv)
+    return run("fetch_wmt14.py", lambda: fetch(args.out.resolve(), args.source, args.checksums))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

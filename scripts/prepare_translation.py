@@ -1,0 +1,430 @@
+"""Parallel text to a data folder for fairseq's ``translation``: cleaned, tokenised, in pieces, binarised.
+
+    prepare_translation.py --train raw/europarl raw/newscommentary --valid raw/valid --test raw/test --out OUT
+
+A name stands for two files, such as raw/europarl.en and raw/europarl.de. Two recipes:
+
+    --recipe sentencepiece    joint SentencePiece byte pairs on the plain text (--vocab-size)
+    --recipe moses            as published: Moses tokenisation by sacremoses, joint merges by subword-nmt (--merges)
+
+Training pairs that are empty, repeated, or whose source is in the held-out sets are left out, then those of more than
+--max-length pieces or whose sides differ by more than --max-ratio; the counts are printed. OUT/data-bin is the data
+folder; OUT also keeps the files of the pieces and the text in pieces (OUT/text). It can be interrupted and run again:
+finished steps are not done again.
+"""
+
+import argparse
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+import regex
+
+from text_pieces import (
+    SENTENCEPIECE,
+    SETTINGS,
+    PreparationError,
+    Sample,
+    SentencePieceEncoder,
+    check_settings,
+    in_order,
+    learn_sentencepiece,
+    need_file,
+    positive,
+    progress,
+    quiet_import,
+    read_lines,
+    run,
+    whole_file,
+    whole_folder,
+    write_json,
+)
+
+CODES = "codes"
+BLOCK_LINES = 2000
+SMOKE_LINES = 2000
+# Control, format and unassigned characters, as Moses' remove-non-printing-char has them.
+UNPRINTABLE = regex.compile(r"\p{C}+")
+Pair = tuple[str, str]
+
+
+# ---------------------------------------------------------------------------------------------- recipes
+class Recipe(Protocol):
+    """How text becomes pieces."""
+
+    def tokenise(self, side: int, line: str) -> str:
+        """A line of the source (0) or of the target (1) before it is cut into pieces."""
+
+    def learn(self, text: Sequence[Path], args: argparse.Namespace) -> None:
+        """Learn the pieces from tokenised text, and write their file to OUT."""
+
+    def load(self) -> None:
+        """Read the file of the pieces."""
+
+    def encode(self, lines: Sequence[str]) -> list[str]:
+        """The pieces of tokenised lines."""
+
+
+def _lines(text: Sequence[Path]) -> Iterator[str]:
+    for path in text:
+        with open(path, encoding="utf-8", newline="\n") as lines:
+            yield from (line.rstrip("\n") for line in lines)
+
+
+class SentencePiece:
+    """Joint byte pairs on the plain text.
+
+    Args:
+        out: where the model is.
+        _: the languages; SentencePiece does not care.
+    """
+
+    def __init__(self, out: Path, _: Pair) -> None:
+        self.model = out / SENTENCEPIECE
+
+    def tokenise(self, _: int, line: str) -> str:
+        """The line as it is."""
+        return line
+
+    def learn(self, text: Sequence[Path], args: argparse.Namespace) -> None:
+        """Learn from a sample: SentencePiece keeps all of it in memory."""
+        sample = Sample(args.vocab_lines, seed=1)
+        for line in _lines(text):
+            sample.add(line)
+        # All but one in 20,000 characters: text from the web has some of every script.
+        model = learn_sentencepiece(sample.lines, args.vocab_size, exact=not args.smoke, character_coverage=0.99995)
+        with whole_file(self.model) as temporary:
+            temporary.write_bytes(model)
+
+    def load(self) -> None:
+        """Read the model."""
+        self._encoder = SentencePieceEncoder(self.model)
+
+    def encode(self, lines: Sequence[str]) -> list[str]:
+        """The pieces of every line."""
+        return self._encoder.encode(lines)
+
+
+class Moses:
+    """Moses tokenisation and subword-nmt, by the classes with which fairseq-generate undoes them.
+
+    Args:
+        out: where the merges are.
+        languages: of the source and of the target.
+    """
+
+    def __init__(self, out: Path, languages: Pair) -> None:
+        try:
+            import subword_nmt.apply_bpe  # noqa: F401
+            from sacremoses import MosesPunctNormalizer
+        except ImportError as error:
+            raise PreparationError(
+                f"--recipe moses needs {error.name}: pip install sacremoses subword-nmt"
+            ) from error
+        with quiet_import():
+            from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizerConfig
+        self.codes = out / CODES
+        self._sides = [
+            (
+                MosesPunctNormalizer(language, perl_parity=True),
+                MosesTokenizer(MosesTokenizerConfig(source_lang=language, target_lang=language)),
+            )
+            for language in languages
+        ]
+
+    def tokenise(self, side: int, line: str) -> str:
+        """Punctuation normalised, words and punctuation apart."""
+        normaliser, tokeniser = self._sides[side]
+        return tokeniser.encode(normaliser.normalize(line))
+
+    def learn(self, text: Sequence[Path], args: argparse.Namespace) -> None:
+        """Learn the merges from all of the text."""
+        from subword_nmt.learn_bpe import learn_bpe
+
+        print(f"learning {args.merges:,} merges")
+        with whole_file(self.codes) as temporary, open(temporary, "w", encoding="utf-8") as target:
+            learn_bpe(_lines(text), target, args.merges)
+
+    def load(self) -> None:
+        """Read the merges."""
+        with quiet_import():
+            from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
+        self._bpe = SubwordNMTBPE(SubwordNMTBPEConfig(bpe_codes=str(self.codes)))
+
+    def encode(self, lines: Sequence[str]) -> list[str]:
+        """The pieces of every line."""
+        return [self._bpe.encode(line) for line in lines]
+
+
+RECIPES = {"sentencepiece": SentencePiece, "moses": Moses}
+
+
+# ---------------------------------------------------------------------------------------------- workers
+_recipe: Recipe  # workers are forked, and so have it too
+
+
+def tidy(line: str) -> str:
+    """A line without unprintable characters and repeated spaces."""
+    return " ".join(UNPRINTABLE.sub(" ", line).split())
+
+
+def tokenise_pairs(pairs: Sequence[Pair]) -> list[tuple[str, str, str]]:
+    """The tidy source, by which pairs are compared, and both sides tokenised; "" for a side without text."""
+    tidied = [(tidy(source), tidy(target)) for source, target in pairs]
+    return [(a, _recipe.tokenise(0, a) if a else "", _recipe.tokenise(1, b) if b else "") for a, b in tidied]
+
+
+def encode_pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    """Both sides in pieces."""
+    sides = [_recipe.encode(side) for side in zip(*pairs, strict=True)]
+    return list(zip(*sides, strict=True))
+
+
+# --------------------------------------------------------------------------------------- the whole thing
+class Preparation:
+    """One OUT folder.
+
+    Args:
+        args: the options.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.languages: Pair = (args.source_lang, args.target_lang)
+        self.out = (args.out / "smoke" if args.smoke else args.out).resolve()
+        self.texts: dict[str, list[Path]] = {"valid": [args.valid], "test": [args.test], "train": args.train}
+        self.limit = SMOKE_LINES if args.smoke else None
+
+    def __call__(self) -> None:
+        """Do what is not done yet."""
+        settings = self.settings()
+        if (self.out / SETTINGS).exists():
+            check_settings(self.out / SETTINGS, settings)
+        elif self.out.is_dir() and any(path.name != "smoke" for path in self.out.iterdir()):
+            raise PreparationError(f"{self.out} has files that are not of this script: name another --out")
+        global _recipe
+        _recipe = RECIPES[self.args.recipe](self.out, self.languages)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / SETTINGS, settings)
+        if (self.out / "data-bin").exists():
+            print(f"already prepared: {self.out}")
+        else:
+            self.clean()
+            pieces = self.out / (SENTENCEPIECE if self.args.recipe == "sentencepiece" else CODES)
+            if not pieces.exists():
+                _recipe.learn(self.files("clean", "train"), self.args)
+            _recipe.load()
+            self.encode()
+            self.binarise()
+            shutil.rmtree(self.out / "clean")
+        print(f"data for --task translation: {self.out / 'data-bin'}")
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result."""
+        args = self.args
+        keys = ("recipe", "max_length", "max_ratio", "source_lang", "target_lang")
+        keys += ("vocab_size", "vocab_lines") if args.recipe == "sentencepiece" else ("merges",)
+        sizes = {}
+        for prefixes in self.texts.values():
+            for prefix, language in itertools.product(prefixes, self.languages):
+                path = need_file(Path(f"{prefix}.{language}"))
+                sizes[path.name] = path.stat().st_size
+        if len(sizes) < 2 * sum(map(len, self.texts.values())):
+            raise PreparationError("two of --train, --valid and --test have the same name: rename one of the files")
+        return {**{key: getattr(args, key) for key in keys}, "bytes": sizes}
+
+    def files(self, folder: str, split: str) -> list[Path]:
+        """The two files of a split."""
+        return [self.out / folder / f"{split}.{language}" for language in self.languages]
+
+    def pairs(self, prefixes: Sequence[Path]) -> Iterator[Pair]:
+        """The lines of both languages.
+
+        Raises:
+            PreparationError: if one file has more lines.
+        """
+        for prefix in prefixes:
+            paths = [Path(f"{prefix}.{language}") for language in self.languages]
+            for number, both in enumerate(itertools.zip_longest(*map(read_lines, paths))):
+                if None in both:
+                    short = paths[both.index(None)]
+                    raise PreparationError(
+                        f"{short} ends at line {number}, before its translation: give parallel text"
+                    )
+                if number == self.limit:
+                    break
+                yield both[0][1], both[1][1]
+
+    def write(self, folder: str, split: str, pairs: Iterator[Pair]) -> int:
+        """Write both files of a split, the whole or nothing; returns the number of pairs."""
+        first, second = self.files(folder, split)
+        count = 0
+        # The second one is there only when both are.
+        with (
+            whole_file(second) as b,
+            whole_file(first) as a,
+            open(a, "w", encoding="utf-8") as source,
+            open(b, "w", encoding="utf-8") as target,
+        ):
+            for left, right in pairs:
+                source.write(f"{left}\n")
+                target.write(f"{right}\n")
+                count += 1
+        return count
+
+    def done(self, folder: str, split: str) -> bool:
+        """Whether a split has been written."""
+        return all(path.exists() for path in self.files(folder, split))
+
+    def clean(self) -> None:
+        """OUT/clean: tokenised text; of the training text what is worth keeping."""
+        held_out: set[str] = set()
+        for split in ("valid", "test"):
+            plain = [(tidy(source), tidy(target)) for source, target in self.pairs(self.texts[split])]
+            if not plain or not all(map(all, plain)):
+                raise PreparationError(f"{self.texts[split][0]} has an empty line: remove it from both languages")
+            held_out.update(source for source, _ in plain)
+            if not self.done("clean", split):
+                self.write("clean", split, ((source, target) for _, source, target in tokenise_pairs(plain)))
+        if self.done("clean", "train"):
+            return
+        counts: Counter[str] = Counter()
+
+        def kept() -> Iterator[Pair]:
+            seen: set[bytes] = set()
+            blocks = ((list(block),) for block in batched(self.pairs(self.texts["train"])))
+            with (
+                progress(self.train_lines(), "cleaning", " pairs") as bar,
+                closing(in_order(tokenise_pairs, blocks, self.args.workers)) as tokenised,
+            ):
+                for block in tokenised:
+                    for plain, source, target in block:
+                        key = hashlib.blake2b(f"{source}\n{target}".encode(), digest_size=8).digest()
+                        if not source or not target:
+                            counts["empty"] += 1
+                        elif plain in held_out:
+                            counts["in the held-out sets"] += 1
+                        elif key in seen:
+                            counts["repeated"] += 1
+                        else:
+                            seen.add(key)
+                            yield source, target
+                    bar.update(len(block))
+
+        left = self.write("clean", "train", kept())
+        self.report(left, counts, "before pieces")
+
+    def train_lines(self) -> int:
+        """How many pairs there are to train on, before cleaning."""
+        total = 0
+        for prefix in self.texts["train"]:
+            with open(f"{prefix}.{self.languages[0]}", "rb") as lines:
+                count = sum(1 for _ in lines)
+            total += count if self.limit is None else min(count, self.limit)
+        return total
+
+    def report(self, left: int, counts: Counter[str], when: str) -> None:
+        """Say what was left out."""
+        out = ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "none"
+        print(f"training pairs {when}: {left:,} kept; left out: {out}")
+        if not left:
+            raise PreparationError("no training pair is left: give other text, or other --max-length and --max-ratio")
+
+    def encode(self) -> None:
+        """OUT/text: the text in pieces; training pairs that are too long or too unequal are left out."""
+        for split in self.texts:
+            if self.done("text", split):
+                continue
+            counts: Counter[str] = Counter()
+            total = sum(1 for _ in _lines(self.files("clean", split)[:1]))
+
+            def kept(split: str, counts: Counter[str], total: int) -> Iterator[Pair]:
+                clean = zip(*(_lines([path]) for path in self.files("clean", split)), strict=True)
+                blocks = ((block,) for block in batched(clean))
+                with (
+                    progress(total, f"encoding {split}", " pairs") as bar,
+                    closing(in_order(encode_pairs, blocks, self.args.workers)) as encoded,
+                ):
+                    for block in encoded:
+                        for pair in block:
+                            lengths = [side.count(" ") + 1 for side in pair]
+                            if split != "train":
+                                yield pair
+                            elif max(lengths) > self.args.max_length:
+                                counts[f"of more than {self.args.max_length} pieces"] += 1
+                            elif max(lengths) > self.args.max_ratio * min(lengths):
+                                counts[f"more than {self.args.max_ratio:g} times as long as the other side"] += 1
+                            else:
+                                yield pair
+                        bar.update(len(block))
+
+            left = self.write("text", split, kept(split, counts, total))
+            if split == "train":
+                self.report(left, counts, "in pieces")
+
+    def binarise(self) -> None:
+        """OUT/data-bin by fairseq-preprocess, with one dictionary."""
+        print("binarising")
+        with whole_folder(self.out / "data-bin") as temporary:
+            command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
+            command += ["--source-lang", self.languages[0], "--target-lang", self.languages[1]]
+            for split in self.texts:
+                command += [f"--{split}pref", f"text/{split}"]  # relative: a comma separates prefixes
+            command += ["--destdir", str(temporary), "--workers", str(self.args.workers)]
+            done = subprocess.run(
+                command, cwd=self.out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            )
+            counts = re.findall(r"\] text/(\S+): (\d+) sents, (\d+) tokens", done.stdout)
+            wanted = {
+                path.name: sum(1 for _ in _lines([path]))
+                for split in self.texts
+                for path in self.files("text", split)
+            }
+            if done.returncode or {name: int(lines) for name, lines, _ in counts} != wanted:
+                log = self.out / "fairseq-preprocess.log"
+                log.write_text(done.stdout, encoding="utf-8")
+                raise PreparationError(f"fairseq-preprocess failed or lost lines: all that it printed is in {log}")
+            (temporary / "preprocess.log").unlink()
+        for name, lines, tokens in counts:
+            print(f"  {name}: {int(lines):,} lines, {int(tokens):,} tokens")
+        symbols = sum(1 for _ in _lines([self.out / "data-bin" / f"dict.{self.languages[0]}.txt"]))
+        print(f"  one dictionary of {symbols:,} symbols, and fairseq's own 4")
+
+
+def batched(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
+    """Blocks of pairs, for the workers."""
+    while block := list(itertools.islice(pairs, BLOCK_LINES)):
+        yield block
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare OUT; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, nargs="+", required=True, metavar="PREFIX")
+    parser.add_argument("--valid", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument("--test", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument("-s", "--source-lang", default="en")
+    parser.add_argument("-t", "--target-lang", default="de")
+    parser.add_argument("--recipe", choices=RECIPES, default="sentencepiece")
+    parser.add_argument("--vocab-size", type=positive, default=40600, metavar="N", help="pieces of SentencePiece")
+    parser.add_argument("--vocab-lines", type=positive, default=2000000, metavar="N", help="learn them from N lines")
+    parser.add_argument("--merges", type=positive, default=40000, metavar="N", help="merges of subword-nmt")
+    parser.add_argument("--max-length", type=positive, default=250, metavar="N", help="pieces of a training sentence")
+    parser.add_argument("--max-ratio", type=float, default=1.5, help="of the lengths of a training pair, in pieces")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--smoke", action="store_true", help=f"only the first {SMOKE_LINES} lines, to OUT/smoke")
+    return run("prepare_translation.py", Preparation(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Score translations by sacreBLEU, and by tokenised BLEU with split compounds, which the papers on WMT'14 report.
+
+    score_translation.py REFERENCE TRANSLATIONS --language de
+
+Prints one JSON object: ``bleu`` and its ``signature``; ``tokenised_bleu``, of text that sacremoses tokenises, with
+every hyphen between letters as a token of its own. That one is higher, and only to be compared with its like.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sacrebleu.metrics import BLEU
+
+from text_pieces import PreparationError, need_file, run
+
+
+def tokenised(lines: Sequence[str], language: str) -> list[str]:
+    """Moses tokenisation; "A-B" becomes "A ##AT##-##AT## B"."""
+    try:
+        from sacremoses import MosesTokenizer
+    except ImportError as error:
+        raise PreparationError("tokenised BLEU needs sacremoses: pip install sacremoses") from error
+    tokeniser = MosesTokenizer(language)
+    words = (tokeniser.tokenize(line, return_str=True, escape=False) for line in lines)
+    return [re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", line) for line in words]
+
+
+def score(reference: Sequence[str], translations: Sequence[str], language: str) -> dict[str, object]:
+    """Both scores.
+
+    Args:
+        reference: plain text, a sentence each.
+        translations: likewise.
+        language: of both, for the tokenisation.
+    """
+    bleu = BLEU()
+    plain = bleu.corpus_score(translations, [reference])
+    split = BLEU(tokenize="none", force=True)
+    words = split.corpus_score(tokenised(translations, language), [tokenised(reference, language)])
+    return {
+        "bleu": round(plain.score, 2),
+        "signature": str(bleu.get_signature()),
+        "tokenised_bleu": round(words.score, 2),
+        "sentences": len(reference),
+    }
+
+
+def read(path: Path) -> list[str]:
+    """The lines of a file."""
+    return need_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path)
+    parser.add_argument("translations", type=Path)
+    parser.add_argument("--language", default="de")
+    args = parser.parse_args(argv)
+
+    def print_scores() -> None:
+        reference, translations = read(args.reference), read(args.translations)
+        if len(reference) != len(translations):
+            raise PreparationError(
+                f"{args.translations} has {len(translations):,} lines, {args.reference} has {len(reference):,}: "
+                "give a translation of every sentence"
+            )
+        print(json.dumps(score(reference, translations, args.language)))
+
+    return run("score_translation.py", print_scores)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

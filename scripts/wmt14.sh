@@ -1,0 +1,196 @@
+#!/usr/bin/env bash
+# WMT'14 English-German, from the public archives to the paper's table.
+#
+#   scripts/wmt14.sh download         archives and their text; WMT14_SOURCE: a folder or a mirror that has them
+#   scripts/wmt14.sh prepare          clean, cut into pieces, binarise
+#   scripts/wmt14.sh train NAME...    NAME: a config, configs/translation/NAME.yaml; goes on where it stopped
+#   scripts/wmt14.sh average NAME...  the last AVERAGE checkpoints
+#   scripts/wmt14.sh tune NAME...     the length penalty that is best on newstest2013 (optional: else LENPEN)
+#   scripts/wmt14.sh generate NAME... newstest2014, beam 5
+#   scripts/wmt14.sh score NAME...    sacreBLEU with its signature, tokenised BLEU; a model card beside the average
+#   scripts/wmt14.sh table            what is finished next to the paper's figures; the rest says "not run"
+#
+# Environment: OUT (wmt14-out), RECIPE (sentencepiece, or moses as published), AVERAGE (10), LENPEN (0.6), WORKERS,
+# THREADS, WMT14_SOURCE, WMT14_CHECKSUMS (a file of sha256sum, for other archives); SMOKE=1 (a tiny run in OUT/smoke);
+# OPTIONS and TAG as in scripts/multi30k.sh: OPTIONS="optimization.update_freq=[4]" with a quarter of the GPUs.
+# Run it in an environment that has the plugin: PATH=.venv/bin:$PATH scripts/wmt14.sh ...
+set -euo pipefail
+CALLER=$PWD
+cd "$(dirname "$0")/.."
+
+DEFAULT_OUT=wmt14-out
+. scripts/experiment.sh
+[ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
+RECIPE=${RECIPE:-sentencepiece}
+case $RECIPE in sentencepiece | moses) ;; *) fail "RECIPE is $RECIPE: set it to sentencepiece or moses" ;; esac
+DATA=$OUT/$RECIPE
+WORKERS=${WORKERS:-$(nproc)}
+AVERAGE=${AVERAGE:-10}
+LENPEN=${LENPEN:-0.6}
+
+download() {
+  local source=${WMT14_SOURCE:-} checksums=()
+  [ -z "$source" ] || [[ $source == http*://* ]] || source=$(absolute "$source")
+  [ -z "${WMT14_CHECKSUMS:-}" ] || checksums=(--checksums "$(absolute "$WMT14_CHECKSUMS")")
+  python scripts/fetch_wmt14.py --out "$OUT" ${source:+--source "$source"} "${checksums[@]}"
+}
+
+prepare() {
+  [ -f "$OUT/raw/test.de" ] || fail "no text in $OUT/raw: run '$0 download' first"
+  local small=()
+  [ -z "$SMOKE" ] || small=(--vocab-size 300 --merges 300 --smoke)
+  python scripts/prepare_translation.py --train "$OUT"/raw/{europarl,commoncrawl,newscommentary} \
+    --valid "$OUT/raw/valid" --test "$OUT/raw/test" --recipe "$RECIPE" --workers "$WORKERS" --out "$DATA" "${small[@]}"
+}
+
+[ -z "$SMOKE" ] || DATA_BIN=$DATA/smoke/data-bin
+DATA_BIN=${DATA_BIN:-$DATA/data-bin}
+need_data() { [ -d "$DATA_BIN" ] || fail "no data in $DATA: run '$0 prepare' first"; }
+# The folder of a run.
+run_of() { echo "$OUT/$1.$RECIPE${TAG:+-$TAG}"; }
+need_file() { [ -f "$1" ] || fail "$1 does not exist: run '$0 $2' first"; }
+
+SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++model.encoder_embed_dim=32 ++model.decoder_embed_dim=32
+  ++model.encoder_ffn_embed_dim=32 ++model.decoder_ffn_embed_dim=32 ++model.encoder_attention_heads=2
+  ++model.decoder_attention_heads=2 ++optimization.max_update=4 ++checkpoint.save_interval_updates=2
+  ++common.log_interval=1 ++dataset.max_tokens=1000)
+
+train() {
+  need_data
+  local name
+  for name in "$@"; do
+    check_config configs/translation "$name"
+    # OPTIONS is a list of words.
+    # shellcheck disable=SC2086
+    train_config configs/translation "$name" "$(run_of "$name")" task.data="$DATA_BIN" ${OPTIONS:-}
+  done
+}
+
+average() {
+  local name folder
+  for name in "$@"; do
+    folder=$(run_of "$name")
+    need_file "$folder/.trained" "train $name"
+    luna-fairseq average --inputs "$folder/checkpoints" --num-update-checkpoints "$([ -n "$SMOKE" ] && echo 2 || echo "$AVERAGE")" \
+      --output "$folder/average.pt" > "$folder/average.log" 2>&1 || fail "averaging failed: $(tail -n 1 "$folder/average.log")"
+    echo "averaged: $folder/average.pt"
+  done
+}
+
+# translate FOLDER SUBSET LENPEN: FOLDER/SUBSET.LENPEN.de, detokenised, whole or not at all.
+translate() {
+  local folder=$1 subset=$2 lenpen=$3 device=() pieces
+  local to=$folder/$subset.$lenpen.de log=$folder/$subset.$lenpen.log
+  [ ! -f "$to" ] || [ "$folder/average.pt" -nt "$to" ] || return 0
+  has_gpu || device=(--cpu --num-workers 0 --data-buffer-size 0)
+  if [ "$RECIPE" = moses ]; then
+    pieces=(--tokenizer moses --bpe subword_nmt --bpe-codes "${DATA_BIN%/data-bin}/codes")
+  else
+    pieces=(--bpe sentencepiece --sentencepiece-model "${DATA_BIN%/data-bin}/sentencepiece.model")
+  fi
+  fairseq-generate "$DATA_BIN" --user-dir "$USER_DIR" --path "$folder/average.pt" --source-lang en --target-lang de \
+    --gen-subset "$subset" --beam 5 --lenpen "$lenpen" --max-tokens 8000 "${device[@]}" "${pieces[@]}" > "$log" 2>&1 \
+    || fail "generation failed: see $log"
+  # D- lines are the translations as text, in the order of their length.
+  sed -n 's/^D-//p' "$log" | sort -n | cut -f 3 > "$to.tmp"
+  [ "$(wc -l < "$to.tmp")" = "$(wc -l < "$(reference "$subset")")" ] || fail "$log does not hold every translation"
+  mv "$to.tmp" "$to"
+}
+
+reference() {
+  if [ -n "$SMOKE" ]; then
+    head -n 2000 "$OUT/raw/$1.de" > "$OUT/$1.reference" && echo "$OUT/$1.reference"
+  else
+    echo "$OUT/raw/$1.de"
+  fi
+}
+
+tune() {
+  need_data
+  local name folder lenpen
+  for name in "$@"; do
+    folder=$(run_of "$name")
+    need_file "$folder/average.pt" "average $name"
+    for lenpen in 0.4 0.6 0.8 1.0 1.2; do
+      translate "$folder" valid "$lenpen"
+      python scripts/score_translation.py "$(reference valid)" "$folder/valid.$lenpen.de" > "$folder/valid.$lenpen.json"
+      echo "$name, length penalty $lenpen: $(cat "$folder/valid.$lenpen.json")"
+    done
+    python - "$folder" <<'PY'
+import json, sys
+from pathlib import Path
+
+scores = {p.name[6:-5]: json.loads(p.read_text())["bleu"] for p in Path(sys.argv[1]).glob("valid.*.json")}
+best = max(sorted(scores), key=scores.get)
+(Path(sys.argv[1]) / "lenpen").write_text(best + "\n")
+print(f"length penalty {best}")
+PY
+  done
+}
+
+# The length penalty of a run: tuned, or LENPEN.
+lenpen_of() { if [ -f "$1/lenpen" ]; then cat "$1/lenpen"; else echo "$LENPEN"; fi; }
+
+generate() {
+  need_data
+  local name folder
+  for name in "$@"; do
+    folder=$(run_of "$name")
+    need_file "$folder/average.pt" "average $name"
+    translate "$folder" test "$(lenpen_of "$folder")"
+    echo "translated: $folder/test.$(lenpen_of "$folder").de"
+  done
+}
+
+score() {
+  local name folder lenpen
+  for name in "$@"; do
+    folder=$(run_of "$name")
+    lenpen=$(lenpen_of "$folder")
+    need_file "$folder/test.$lenpen.de" "generate $name"
+    python scripts/score_translation.py "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
+    mv "$folder/score.tmp" "$folder/score.json"
+    echo "$name, newstest2014, length penalty $lenpen: $(cat "$folder/score.json")"
+  done
+}
+
+table() {
+  python - "$OUT" "$RECIPE${TAG:+-$TAG}" <<'PY'
+import json, sys
+from pathlib import Path
+
+out, kind = Path(sys.argv[1]), sys.argv[2]
+paper = [  # paper, section 4.2: row, BLEU, parameters, our config
+    ("Transformer-base, Adam", "27.8", "64.9M", "transformer_adam"),
+    ("Transformer-base, Apollo", "28.3", "64.9M", "transformer_apollo"),
+    ("RFA, k = 256", "27.2", "66.2M", None),
+    ("Luna-16 tied, elu", "27.1", "69.6M", "luna_tied_16_elu"),
+    ("Luna-32 tied, elu", "27.3", "69.7M", "luna_tied_32_elu"),
+    ("Luna-16 tied, softplus", "27.3", "69.6M", "luna_tied_16_softplus"),
+    ("Luna-32 tied, softplus", "27.5", "69.7M", "luna_tied_32_softplus"),
+    ("Luna-16 untied, elu", "27.4", "77.5M", "luna_untied_16_elu"),
+    ("Luna-32 untied, elu", "27.6", "77.6M", "luna_untied_32_elu"),
+    ("Luna-16 untied, softplus", "27.6", "77.5M", "luna_untied_16_softplus"),
+    ("Luna-32 untied, softplus", "27.8", "77.6M", "luna_untied_32_softplus"),
+]
+print("| newstest2014 | paper: tokenised BLEU, parameters | ours: tokenised BLEU | sacreBLEU |\n|---|---|---|---|")
+signatures = set()
+for row, bleu, parameters, config in paper:
+    path = out / f"wmt14_{config}.{kind}" / "score.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        signatures.add(found["signature"])
+        cells = f"{found['tokenised_bleu']} | {found['bleu']}"
+    else:
+        cells = "not run | not run" if config else " | "
+    print(f"| {row} | {bleu}, {parameters} | {cells} |")
+print("".join(f"\n{signature}" for signature in sorted(signatures)))
+PY
+}
+
+command=${1:-}
+[ $# -eq 0 ] || shift
+case $command in
+  download | prepare | train | average | tune | generate | score | table) $command "$@" ;;
+  *) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac

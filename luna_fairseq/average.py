@@ -1,14 +1,14 @@
 """Average the weights of the last checkpoints, as fairseq's own script does (the package ships none)."""
 
-import os
 import re
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
 from fairseq import checkpoint_utils
+
+from luna_fairseq.model_card import history
 
 
 def last_checkpoints(folder: Path, count: int, by_update: bool, upper_bound: Optional[int] = None) -> List[Path]:
@@ -40,8 +40,9 @@ def last_checkpoints(folder: Path, count: int, by_update: bool, upper_bound: Opt
 def average_checkpoints(paths: List[Path]) -> Dict[str, Any]:
     """Load checkpoints and average their weights.
 
-    Sums are taken in float64; integer entries must be equal and are kept. Everything else (options,
-    history) comes from the first file; the optimizer state is left out, since it is of no single run.
+    Sums are taken in float64; integer entries must be equal and are kept, and tied weights stay tied. Everything
+    else (options, history) comes from the first file, and ``extra_state`` says which files they were
+    (``averaged``); the optimizer state is left out, since it is of no single run.
 
     Args:
         paths: checkpoint files; the first is the newest.
@@ -57,14 +58,18 @@ def average_checkpoints(paths: List[Path]) -> Dict[str, Any]:
         raise ValueError("no checkpoints to average: name at least one")
     result: Dict[str, Any] = {}
     sums: Dict[str, Any] = {}
+    averaged_files = []
     for path in paths:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         model = state["model"]
+        averaged_files.append(history(state, path.name))
         if not result:
             result = {key: value for key, value in state.items() if key != "last_optimizer_state"}
             sums = {k: v.double() if torch.is_floating_point(v) else v for k, v in model.items()}
             dtypes = {k: v.dtype for k, v in model.items()}
             metadata = getattr(model, "_metadata", None)
+            first: Dict[Any, str] = {}
+            tied = {k: first.setdefault((v.data_ptr(), v.shape), k) for k, v in model.items()}
             continue
         if {k: v.shape for k, v in model.items()} != {k: v.shape for k, v in sums.items()}:
             raise ValueError(f"{path} holds other parameters than {paths[0]}: average checkpoints of one run")
@@ -76,21 +81,11 @@ def average_checkpoints(paths: List[Path]) -> Dict[str, Any]:
     averaged = OrderedDict(
         (k, (v / len(paths)).to(dtypes[k]) if torch.is_floating_point(v) else v) for k, v in sums.items()
     )
+    for key, other in tied.items():
+        if torch.equal(averaged[key], averaged[other]):
+            averaged[key] = averaged[other]
     if metadata is not None:  # numbers of heads and the like, which are checked when the weights are loaded
         averaged._metadata = metadata  # type: ignore[attr-defined]
     result["model"] = averaged
+    result["extra_state"] = {**(result.get("extra_state") or {}), "averaged": averaged_files}
     return result
-
-
-def save_atomically(checkpoint: Dict[str, Any], output: Path) -> None:
-    """Write a checkpoint so that ``output`` is never half of one."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=output.name, suffix=".tmp")
-    os.close(handle)
-    try:
-        torch.save(checkpoint, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, output)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

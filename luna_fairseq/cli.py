@@ -1,4 +1,4 @@
-"""The console command ``luna-fairseq``: where the plugin is, averaging checkpoints, what a model looks at."""
+"""The console command ``luna-fairseq``: the plugin's folder, averages, model cards, what a model looks at."""
 
 import argparse
 import re
@@ -14,7 +14,9 @@ def user_dir() -> Path:
 
 def _average(args: argparse.Namespace) -> None:
     import luna_fairseq  # noqa: F401  (today's torch loads no fairseq checkpoint without it)
-    from luna_fairseq.average import average_checkpoints, last_checkpoints, save_atomically
+    from luna_fairseq.average import average_checkpoints, last_checkpoints
+    from luna_fairseq.checkpoint_files import save_atomically
+    from luna_fairseq.model_card import card_path, read_scores, write_card
 
     paths = [Path(name) for name in args.inputs]
     by_update = args.num_update_checkpoints is not None
@@ -29,10 +31,32 @@ def _average(args: argparse.Namespace) -> None:
         or re.fullmatch(r"checkpoint(\d+|_\d+_\d+|_last|_best\S*)\.pt", output.name)
     ):
         raise ValueError(f"{output} is a checkpoint of a run, with its optimizer: name another --output")
+    card = card_path(output)
+    read_scores(card)  # no other file is written over
     for path in paths:
         print(f"averaging {path}")
-    save_atomically(average_checkpoints(paths), output)
-    print(f"wrote {output}")
+    averaged = average_checkpoints(paths)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(averaged, output)
+    write_card(card, output.name, averaged, [])  # scores were those of other weights
+    print(f"wrote {output} and {card}")
+
+
+def _card(args: argparse.Namespace) -> None:
+    from fairseq import checkpoint_utils
+
+    import luna_fairseq  # noqa: F401  (as above)
+    from luna_fairseq.model_card import card_path, parse_scores, read_scores, write_card
+
+    path = Path(args.checkpoint)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}: name the file")
+    card = card_path(path)
+    scores = read_scores(card)
+    for given in args.score:
+        scores += parse_scores(given, args.test_set)
+    write_card(card, path.name, checkpoint_utils.load_checkpoint_to_cpu(str(path)), scores)
+    print(f"wrote {card}")
 
 
 def _attention(args: argparse.Namespace) -> None:
@@ -63,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("user-dir", help="print the folder to give to --user-dir")
     average = commands.add_parser(
-        "average", help="average checkpoints (the options of fairseq's scripts/average_checkpoints.py)"
+        "average",
+        help="average checkpoints (the options of fairseq's scripts/average_checkpoints.py), and write a model card",
     )
     average.add_argument("--inputs", nargs="+", required=True, help="checkpoint files, or one folder of a run")
     average.add_argument("--output", required=True, help="file to write")
@@ -75,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     average.add_argument(
         "--checkpoint-upper-bound", type=int, metavar="K", help="none later than epoch (or update) K"
     )
+    card = commands.add_parser("card", help="write the model card of a checkpoint, or add scores to it")
+    card.add_argument("checkpoint", help="a file; the card of X.pt is X.md beside it")
+    card.add_argument(
+        "--score", nargs="+", default=[], metavar="SCORE",
+        help="files that sacrebleu has printed, or 'METRIC VALUE SIGNATURE'; one of the same test set, metric and "
+        "signature takes the place of the earlier",
+    )  # fmt: skip
+    card.add_argument("--test-set", default="test", metavar="NAME", help="what they were measured on")
     show = commands.add_parser(
         "attention", help="translate, and show the source-target map and what each packed row collects"
     )
@@ -94,7 +127,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(user_dir())
         return 0
     try:
-        {"average": _average, "attention": _attention}[args.command](args)
+        {"average": _average, "card": _card, "attention": _attention}[args.command](args)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"luna-fairseq: {error}", file=sys.stderr)
         return 1

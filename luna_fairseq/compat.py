@@ -3,11 +3,13 @@
 Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.13, hydra-core 1.3 and Python 3.11; weights-only
 loading is torch's default since 2.6.
 Public hooks are used wherever there is one; the replacements of fairseq's own parts are in
-:func:`_explain_errors`, :func:`_check_data_and_sizes`, :func:`_keep_the_last_batch` and the ``_repair_`` functions,
-with the reasons.
+:func:`_explain_errors`, :func:`_keep_checkpoints_whole`, :func:`_evaluate_data_only`, :func:`_check_data_and_sizes`,
+:func:`_check_names`, :func:`_keep_the_last_batch`, :func:`_check_processes_and_precision`,
+:func:`_end_orphaned_workers` and the ``_repair_`` functions, with the reasons.
 """
 
 import argparse
+import ast
 import atexit
 import collections
 import contextlib
@@ -16,10 +18,12 @@ import functools
 import inspect
 import itertools
 import logging
+import multiprocessing
 import os
 import pickle
 import queue
 import re
+import sys
 import threading
 import time
 import types
@@ -31,6 +35,17 @@ from typing import Any, List
 import numpy as np
 import torch
 
+from luna_fairseq.checkpoint_files import (
+    CheckpointError,
+    check_whole,
+    copy_atomically,
+    damaged,
+    newest_checkpoint,
+    save_atomically,
+)
+
+logger = logging.getLogger(__name__)
+
 # What fairseq's command lines print although the user can do nothing about it. Beginnings of messages.
 _NOISE = [
     r"hydra\.experimental\.\w+\(\) is no longer experimental",
@@ -40,14 +55,11 @@ _NOISE = [
     r"\s*The strict flag in the compose API is deprecated",
     r"\s*Future Hydra versions will no longer change working directory",
     r"'pin_memory' argument is set as true but no accelerator is found",
-    r"`torch\.cuda\.amp\.autocast\(args\.\.\.\)` is deprecated",
+    r"`torch\.cuda\.amp\.(autocast|GradScaler)\(args\.\.\.\)` is deprecated",
     r"Support for mismatched key_padding_mask and attn_mask is deprecated",
+    r"`broadcast_buffers` is deprecated",
     r"amp_C fused kernels unavailable",
 ]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint file cannot be read, or is not allowed to be."""
 
 
 def prepare() -> None:
@@ -55,11 +67,19 @@ def prepare() -> None:
     _quieten_noise()
     _allow_checkpoint_classes()
     _explain_errors()
+    _keep_checkpoints_whole()
+    _evaluate_data_only()
     _check_data_and_sizes()
+    _check_names()
     _keep_the_last_batch()
+    _check_processes_and_precision()
+    _repair_epochs()
+    _end_orphaned_workers()
     _repair_replace_unk()
     _repair_break_mode_eos()
     _repair_bf16()
+    _repair_amp()
+    _repair_ddp_on_cpu()
     atexit.register(_stop_background_consumers)
 
 
@@ -112,7 +132,7 @@ def _explain_errors() -> None:
     There is no hook for any of it, so three parts of fairseq are replaced (0.12.3.1):
 
     * ``checkpoint_utils.load_checkpoint_to_cpu``, which every command uses, is wrapped: a file that is cut
-      short or damaged is named.
+      short or damaged is named, one byte of it included; so is one that holds something else.
     * ``Trainer.train_step`` is wrapped: a run that diverges says at which update, and what to try. fairseq's
       NanDetector looks at forward passes only: today's torch ends with a StopIteration in its backward hook of a
       module that returns a dictionary, as every encoder does.
@@ -130,8 +150,10 @@ def _explain_errors() -> None:
 
     @functools.wraps(load)
     def load_or_explain(path: str, *args: Any, **kwargs: Any) -> Any:
+        if os.path.isfile(path):
+            check_whole(path)
         try:
-            return load(path, *args, **kwargs)
+            state = load(path, *args, **kwargs)
         except Exception as error:
             # EINVAL: torch seeks before the start of a file that is cut short.
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -144,11 +166,16 @@ def _explain_errors() -> None:
                 ) from error
             unreadable = isinstance(error, pickle.UnpicklingError | OSError) or "PytorchStreamReader" in str(error)
             if unreadable or not zipfile.is_zipfile(path):
-                raise CheckpointError(
-                    f"{path} ({os.path.getsize(path)} bytes) is cut short or damaged and cannot be loaded; move it "
-                    "away and go on from an older one with --restore-file"
-                ) from error
-            raise
+                raise damaged(path) from error
+            # What fairseq and torch trip over when they find a tensor, a list, a state_dict or a script there.
+            foreign = isinstance(error, AttributeError | IndexError | KeyError | TypeError | ValueError)
+            if foreign or re.search("TorchScript|__contains__", str(error)):
+                state = {}
+            else:
+                raise
+        if "model" not in state:
+            raise CheckpointError(f"{path} is no checkpoint of fairseq: name a file that fairseq-train has written")
+        return state
 
     train_step = trainer.Trainer.train_step
 
@@ -176,39 +203,164 @@ def _explain_errors() -> None:
     )
 
 
+def _keep_checkpoints_whole() -> None:
+    """Let a run that was killed, or found the disk full, go on from where it stood when the command is repeated.
+
+    There is no hook; of fairseq 0.12.3 these are replaced:
+
+    * ``checkpoint_utils.torch_persistent_save``: when a write fails fairseq tries again behind the half that was
+      written, and calls the file a checkpoint.
+    * ``PathManager.copy``, which makes checkpoint_last.pt: fairseq overwrites the old one in place.
+    * ``checkpoint_utils.load_checkpoint``: without a checkpoint_last.pt fairseq starts from scratch, even if
+      others are there (as after the very first save was interrupted between two files).
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
+    from omegaconf import OmegaConf
+
+    save, copy, load = checkpoint_utils.torch_persistent_save, PathManager.copy, checkpoint_utils.load_checkpoint
+
+    @functools.wraps(save)
+    def save_whole(obj: Any, filename: str, async_write: bool = False) -> None:
+        if async_write or not PathManager.supports_rename(filename):
+            save(obj, filename, async_write)
+        else:
+            save_atomically(obj, filename)
+
+    @functools.wraps(copy)
+    def copy_whole(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if any(PathManager.path_requires_pathmanager(path) for path in (src_path, dst_path)):
+            return copy(src_path, dst_path, overwrite)
+        copy_atomically(src_path, dst_path)
+        return True
+
+    @functools.wraps(load)
+    def load_newest(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+        last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
+        if cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix and not os.path.exists(last):
+            newest = newest_checkpoint(cfg.save_dir)
+            if newest is not None:
+                logger.warning(
+                    "%s is missing: going on from %s; to start from scratch, name another --save-dir", last, newest
+                )
+                cfg = OmegaConf.merge(cfg, {"restore_file": newest, "finetune_from_model": None})
+        return load(cfg, trainer, **kwargs)
+
+    checkpoint_utils.torch_persistent_save = save_whole
+    PathManager.copy = staticmethod(copy_whole)
+    checkpoint_utils.load_checkpoint = load_newest
+
+
+def _evaluate_data_only() -> None:
+    """Let no option run code: those of a model come from its checkpoint.
+
+    fairseq 0.12.3 gives the strings of some options to ``eval``, such as --encoder-layers of ``fconv`` or the
+    left-pad-source of ``multilingual_translation``, also when it loads a checkpoint of somebody else's for
+    generation. There is no hook: the modules of fairseq get an ``eval`` of their own, which computes with constants.
+    """
+    import fairseq.criterions
+    import fairseq.models
+    import fairseq.tasks  # noqa: F401  (each loads all of its kind)
+
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "fairseq":
+            module.eval = _evaluate  # type: ignore[attr-defined]
+
+
+_HARMLESS = (
+    *(ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Load),
+    *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UnaryOp, ast.UAdd, ast.USub),
+)
+
+
+def _evaluate(text: Any) -> Any:
+    """The value of an option such as ``[(512, 3)] * 4``.
+
+    Raises:
+        ValueError: if it is more than constants, lists and sums.
+        TypeError: if it is no string, as ``eval`` does.
+    """
+    tree = ast.parse(text.strip() if isinstance(text, str) else text, mode="eval")
+    if not all(isinstance(node, _HARMLESS) for node in ast.walk(tree)):
+        raise ValueError(f"the option {text!r} was not evaluated: write numbers, strings, lists and tuples")
+    return eval(compile(tree, "<option>", "eval"), {"__builtins__": {}})
+
+
+_NO_DICTIONARY = (
+    "{} is no dictionary, or a damaged one (each line is a symbol and a count, and no symbol comes twice): copy it "
+    "again, or run fairseq-preprocess again"
+)
+
+
 def _check_data_and_sizes() -> None:
     """Stop at half-written data and at state that belongs to another model; there is no hook for any of it.
 
-    * ``data_utils.load_indexed_dataset``: fairseq finds out only when training comes to the missing part.
-    * ``Trainer.load_checkpoint``: fairseq says "please ensure that the architectures match" whatever is
-      wrong, takes an optimizer state of other shapes, with which the first update fails, and goes on from a
-      checkpoint without one (--no-save-optimizer-state, an average) as if its warm-up were still to come.
+    * ``Dictionary.add_from_file``, which reads dict.txt: fairseq does not say which file it could not read, and takes
+      an empty one.
+    * ``data_utils.load_indexed_dataset``: fairseq finds out only when training comes to the missing part, or to a
+      symbol that is not in the dictionary.
+    * ``Trainer.load_checkpoint``: fairseq starts from scratch if the file that --restore-file names is missing,
+      says "please ensure that the architectures match" whatever is wrong, takes an optimizer state of other
+      shapes, with which the first update fails, and goes on from a checkpoint without one
+      (--no-save-optimizer-state, an average) as if its warm-up were still to come.
     * ``checkpoint_utils.load_model_ensemble_and_task``, which loads for evaluation: fairseq takes random
       weights for a classification head that the checkpoint lacks or has in another size.
     """
     from fairseq import checkpoint_utils
-    from fairseq.data import data_utils
+    from fairseq.data import Dictionary, data_utils
+    from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
 
     from luna_fairseq.checkpoint import CheckpointMismatch, check_optimizer
-    from luna_fairseq.tasks._checks import check_complete
+    from luna_fairseq.tasks._checks import DataError, check_complete
 
+    add_from_file = Dictionary.add_from_file
     load_dataset = data_utils.load_indexed_dataset
     load_checkpoint = Trainer.load_checkpoint
     load_models = checkpoint_utils.load_model_ensemble_and_task
 
+    @functools.wraps(add_from_file)
+    def add_from_whole_file(self: Any, f: Any) -> None:
+        before = len(self)
+        try:
+            add_from_file(self, f)
+        except OSError:
+            raise
+        except Exception as error:
+            if not isinstance(f, str):  # it calls itself with the open file
+                raise
+            raise DataError(_NO_DICTIONARY.format(f)) from error
+        if isinstance(f, str) and len(self) == before:
+            raise DataError(_NO_DICTIONARY.format(f))
+
     @functools.wraps(load_dataset)
     def load_complete(path: str, *args: Any, **kwargs: Any) -> Any:
-        combine = inspect.signature(load_dataset).bind(path, *args, **kwargs).arguments.get("combine", False)
+        asked = inspect.signature(load_dataset).bind(path, *args, **kwargs).arguments
         for k in itertools.count():  # train, train1, ...
             part = path + (str(k) if k > 0 else "")
             check_complete(part)
-            if not combine or not os.path.exists(f"{part}.idx"):
+            if not asked.get("combine") or not os.path.exists(f"{part}.idx"):
                 break
-        return load_dataset(path, *args, **kwargs)
+        dataset, dictionary = load_dataset(path, *args, **kwargs), asked.get("dictionary")
+        if dataset is not None and dictionary is not None and not getattr(dataset, "supports_prefetch", False):
+            # A look into as much as does not take time.
+            some = (dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(len(dataset), 10_000)))
+            largest = max((int(item.max()) for item in some if len(item) > 0), default=0)
+            if largest >= len(dictionary):
+                raise DataError(
+                    f"{path} holds symbol number {largest} and its dictionary ends at {len(dictionary) - 1}: the "
+                    "dictionary was cut short, or is another one; copy it again, or prepare the data again"
+                )
+        return dataset
 
     @functools.wraps(load_checkpoint)
     def load_matching(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+        default = os.path.join(self.cfg.checkpoint.save_dir, f"checkpoint_last{self.checkpoint_suffix}.pt")
+        if filename != default and not PathManager.isfile(filename):
+            raise FileNotFoundError(
+                f"there is no checkpoint {filename}: correct --restore-file, or leave it out to go on from the "
+                "newest one of --save-dir"
+            )
         try:
             extra_state = load_checkpoint(self, filename, *args, **kwargs)
         except Exception as error:
@@ -237,9 +389,40 @@ def _check_data_and_sizes() -> None:
                 raise CheckpointMismatch(f"{filename} cannot be evaluated so: {reason}")
         return models, cfg, task
 
+    Dictionary.add_from_file = add_from_whole_file
     checkpoint_utils.load_model_ensemble_and_task = load_whole
     data_utils.load_indexed_dataset = load_complete
     Trainer.load_checkpoint = load_matching
+
+
+def _check_names() -> None:
+    """Say which name in a YAML nobody registered.
+
+    fairseq 0.12.3 ends with "KeyError: '_name'" (a model) or with the bare name (anything else), after it has
+    loaded the data. There is no hook: ``tasks.setup_task``, which comes first, is wrapped.
+    """
+    from fairseq import models, tasks
+    from fairseq.registry import REGISTRIES
+    from omegaconf import DictConfig, OmegaConf
+
+    setup = tasks.setup_task
+
+    @functools.wraps(setup)
+    def setup_known(cfg: Any, **kwargs: Any) -> Any:
+        root = cfg._get_root() if OmegaConf.is_config(cfg) and not kwargs.get("from_checkpoint") else {}
+        known = {group: registry["registry"] for group, registry in REGISTRIES.items()}
+        known["model"] = {**models.ARCH_MODEL_REGISTRY, **models.MODEL_REGISTRY}
+        for group, names in known.items():
+            part = root.get(group)
+            name = part.get("_name") if isinstance(part, DictConfig) else None
+            if name is not None and name not in names:
+                raise ValueError(
+                    f"{group}._name is {name!r}, which nobody registered: correct it, or name the plugin that has it "
+                    "in common.user_dir"
+                )
+        return setup(cfg, **kwargs)
+
+    tasks.setup_task = setup_known
 
 
 def _keep_the_last_batch() -> None:
@@ -267,6 +450,102 @@ def _keep_the_last_batch() -> None:
         return batches
 
     data_utils.batch_by_size = split_all
+
+
+def _check_processes_and_precision() -> None:
+    """Refuse what trains nothing, trains alone in several processes, or cannot train; there is no hook.
+
+    * ``distributed.utils.call_main``, which starts every command (fairseq-hydra-train loads the plugin after it).
+    * ``tasks.setup_task``, of which training is sure to come before it builds anything.
+    * ``Trainer.__init__``, which only training calls.
+    """
+    from fairseq import tasks
+    from fairseq.distributed import utils as distributed_utils
+    from fairseq.trainer import Trainer
+    from omegaconf import OmegaConf
+
+    from luna_fairseq.tasks._checks import check_device, check_optimizer_modes, check_processes
+
+    call, setup, init = distributed_utils.call_main, tasks.setup_task, Trainer.__init__
+
+    @functools.wraps(call)
+    def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
+        check_processes(cfg)
+        return call(cfg, main, **kwargs)
+
+    @functools.wraps(setup)
+    def setup_task(cfg: Any, **kwargs: Any) -> Any:
+        if OmegaConf.is_config(cfg):
+            check_optimizer_modes(cfg._get_root())
+        return setup(cfg, **kwargs)
+
+    @functools.wraps(init)
+    def init_trainer(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        check_processes(cfg)
+        check_device(cfg)
+        init(self, cfg, *args, **kwargs)
+
+    distributed_utils.call_main = call_main
+    tasks.setup_task = setup_task
+    Trainer.__init__ = init_trainer
+
+
+def _repair_epochs() -> None:
+    """Make an epoch the same in every run that reaches it: one that was restarted on the way, too.
+
+    There is no hook. fairseq 0.12.3
+
+    * makes the batches once a run, by a seed that counts the epoch in which the run starts: restarted in epoch 5 it
+      has other batches than in epochs 1 to 4, perhaps another number of them ("dataloader mismatch");
+    * keeps the data workers over the epochs, so that they never hear of the next one: a masked LM that has workers
+      and one shard masks the same words in every epoch;
+    * keeps the last items in ``LRUCacheDataset``, with the masks of the epoch before.
+    """
+    from fairseq.data import BaseWrapperDataset, LRUCacheDataset
+    from fairseq.tasks import FairseqTask
+
+    get = FairseqTask.get_batch_iterator
+
+    @functools.wraps(get)
+    def get_the_same(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = inspect.signature(get).bind(self, *args, **kwargs)
+        asked.apply_defaults()
+        options = asked.arguments
+        each_epoch = options["disable_iterator_cache"] or options["update_epoch_batch_itr"]
+        each_epoch = each_epoch or getattr(self.cfg, "rebuild_batches", False)
+        if each_epoch or not self.can_reuse_epoch_itr(options["dataset"]):
+            return get(self, *args, **kwargs)
+        seed = options["seed"]
+        options["seed"] += 1 - options["epoch"]
+        batches = get(*asked.args, **asked.kwargs)
+        batches.seed = seed  # of their order, which is another one in each epoch
+        batches.reuse_dataloader = batches.persistent_workers = False
+        return batches
+
+    def set_epoch(self: Any, epoch: int) -> None:
+        BaseWrapperDataset.set_epoch(self, epoch)
+        LRUCacheDataset.__getitem__.cache_clear()
+
+    FairseqTask.get_batch_iterator = get_the_same
+    LRUCacheDataset.set_epoch = set_epoch
+
+
+def _end_orphaned_workers() -> None:
+    """Let a data worker end whose training was killed while the worker was starting.
+
+    torch 2.13 looks up the parent of a worker when the worker begins to wait for orders: if it is an orphan by then,
+    it waits for ever. There is no hook.
+    """
+    from torch.utils.data._utils import worker
+
+    class Watchdog(worker.ManagerWatchdog):
+        def __init__(self) -> None:
+            super().__init__()
+            parent = multiprocessing.parent_process()
+            if parent is not None and parent.pid is not None:
+                self.manager_pid = parent.pid
+
+    worker.ManagerWatchdog = Watchdog  # type: ignore[misc]
 
 
 def _repair_replace_unk() -> None:
@@ -317,34 +596,52 @@ def _repair_bf16() -> None:
     """Make ``fairseq-train --bf16`` train here: fairseq 0.12.3 takes it for a wish for a TPU."""
     import importlib.util
 
-    from fairseq import tasks
-    from fairseq.trainer import Trainer
+    from fairseq.distributed import utils as distributed_utils
     from omegaconf import OmegaConf
 
     if importlib.util.find_spec("torch_xla") is not None:
         return
-    setup, init = tasks.setup_task, Trainer.__init__
+    call = distributed_utils.call_main
 
-    def no_tpu(cfg: Any) -> None:
-        common = cfg.get("common") if OmegaConf.is_config(cfg) else None
-        if common is not None and common.get("bf16") and common.get("tpu"):
-            common.tpu = False
-            if cfg.criterion is not None and "tpu" in cfg.criterion:
-                cfg.criterion.tpu = False
+    @functools.wraps(call)
+    def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
+        if cfg.common.bf16 and cfg.common.tpu:
+            for options in cfg.values():
+                if OmegaConf.is_config(options) and "tpu" in options:
+                    options.tpu = False
+        return call(cfg, main, **kwargs)
 
-    @functools.wraps(setup)
-    def setup_task(cfg: Any, **kwargs: Any) -> Any:
-        if OmegaConf.is_config(cfg):
-            no_tpu(cfg._get_root())
-        return setup(cfg, **kwargs)
+    distributed_utils.call_main = call_main
 
-    @functools.wraps(init)
-    def init_trainer(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
-        no_tpu(cfg)
-        init(self, cfg, *args, **kwargs)
 
-    tasks.setup_task = setup_task
-    Trainer.__init__ = init_trainer
+def _repair_amp() -> None:
+    """Make ``--amp`` divide gradients by the loss scale once.
+
+    fairseq 0.12.3 unscales for its torch optimizer to clip, and steps with its own wrapper around that, which torch
+    takes for another optimizer and unscales again: all gradients are 128 times too small, and more as the scale
+    grows. Adam hides it, Apollo does not.
+    """
+    from fairseq.optim import AMPOptimizer
+
+    def step(self: Any) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    AMPOptimizer.step = step
+
+
+def _repair_ddp_on_cpu() -> None:
+    """Let the default ``--ddp-backend`` train on a CPU: fairseq 0.12.3 always names a GPU to torch's class."""
+    from fairseq.models import distributed_fairseq_model
+
+    parallel = distributed_fairseq_model.DistributedDataParallel
+
+    def on_its_device(module: Any, **options: Any) -> Any:
+        if next(module.parameters()).device.type == "cpu":
+            options.update(device_ids=None, output_device=None)
+        return parallel(module, **options)
+
+    distributed_fairseq_model.DistributedDataParallel = on_its_device
 
 
 def _stop_background_consumers() -> None:

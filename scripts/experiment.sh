@@ -58,6 +58,8 @@ train_config() {
     hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
     | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160 \
     || fail "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
+  # With a world size and no GPU fairseq may start no process, and end well.
+  compgen -G "$folder/checkpoints/*.pt" > /dev/null || fail "nothing was trained: see $folder/train.log"
   touch "$folder/.trained"
 }
 

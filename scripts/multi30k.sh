@@ -89,6 +89,8 @@ score() {
     grep '^D-' "$OUT/$name/generate.log" | sed 's/^D-//' | sort -n | cut -f3 > "$OUT/$name/test.de"
     [ "$(wc -l < "$OUT/$name/test.de")" = "$(wc -l < "$OUT/text/test.raw.de")" ] || fail "$name did not translate every sentence"
     sacrebleu "$OUT/text/test.raw.de" -i "$OUT/$name/test.de" -w 2 > "$OUT/$name/bleu.json"
+    luna-fairseq card "$OUT/$name/average.pt" --test-set test_2016_flickr --score "$OUT/$name/bleu.json" > /dev/null 2>&1 \
+      || fail "no model card for $OUT/$name/average.pt: run luna-fairseq card by hand to see why"
     python - "$OUT/$name" <<'PY'
 import json, sys
 score = json.load(open(f"{sys.argv[1]}/bleu.json"))

@@ -150,6 +150,13 @@ score() {
     need_file "$folder/test.$lenpen.de" "generate $name"
     python scripts/score_translation.py "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
     mv "$folder/score.tmp" "$folder/score.json"
+    python - "$folder/score.json" <<'PY' | xargs -0 luna-fairseq card "$folder/average.pt" --test-set newstest2014 --score > /dev/null 2>&1
+import json, sys
+
+found = json.load(open(sys.argv[1]))
+scores = [f"BLEU {found['bleu']} {found['signature']}", f"tokenised-BLEU {found['tokenised_bleu']}"]
+print("\0".join(scores), end="")
+PY
     echo "$name, newstest2014, length penalty $lenpen: $(cat "$folder/score.json")"
   done
 }

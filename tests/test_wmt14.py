@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -310,6 +311,10 @@ def test_from_archives_to_the_table(wmt14_archives: Path, tmp_path: Path, monkey
     run_script(tmp_path, script, "generate", config)
     assert len((tmp_path / "smoke" / f"{config}.moses" / "test.1.0.de").read_text().splitlines()) == 11
     assert '"signature": "nrefs:1|case:mixed' in run_script(tmp_path, script, "score", config)
+    card = (tmp_path / "smoke" / f"{config}.moses" / "average.md").read_text()
+    assert re.search(
+        r"- newstest2014: BLEU [\d.]+, `nrefs:1\|case:mixed.*\n- newstest2014: tokenised-BLEU [\d.]+", card
+    )
     table = run_script(tmp_path, script, "table")
     row = next(line for line in table.splitlines() if line.startswith("| Luna-32 untied, elu |"))
     assert "not run" not in row and "| 27.6, 77.6M |" in row

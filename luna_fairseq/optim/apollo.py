@@ -60,11 +60,11 @@ class FairseqApollo(FairseqOptimizer):
                 )
         if cfg.weight_decay_type not in (None, "L2", "decoupled", "stable"):
             raise ValueError(f"--weight-decay-type is {cfg.weight_decay_type!r}: choose one of L2, decoupled, stable")
-        self._optimizer = ApolloDQN(params, warmup_steps=0, **self.optimizer_config)
+        self._optimizer = ApolloDQN(params, **self.optimizer_config)
 
     @property
     def optimizer_config(self) -> Dict[str, Any]:
-        """What replaces the values that a resumed checkpoint holds."""
+        """What ApolloDQN is built with, again for ``--zero-sharding os``; replaces what a checkpoint holds."""
         default = "L2" if self.cfg.apollo_rebound == "constant" else "decoupled"
         return {
             "lr": self.cfg.lr[0],
@@ -73,6 +73,7 @@ class FairseqApollo(FairseqOptimizer):
             "rebound": str(self.cfg.apollo_rebound),
             "weight_decay": self.cfg.weight_decay,
             "weight_decay_type": (self.cfg.weight_decay_type or default).lower(),
+            "warmup_steps": 0,
         }
 
     @property

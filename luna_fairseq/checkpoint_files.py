@@ -1,0 +1,120 @@
+"""Checkpoint files: written whole or not at all, looked through before they are read, found again."""
+
+import contextlib
+import errno
+import math
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator, Optional, Union
+
+import torch
+
+_ZIP = b"PK\x03\x04"  # how torch tells its own format from the one of before 1.6, which holds no checksums
+_NAME = re.compile(r"checkpoint(?:(?P<epoch>\d+)|_(?P<in_epoch>\d+)_(?P<update>\d+)|[._]best\S*)\.pt")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint file cannot be read or written, or is not allowed to be read."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Union[str, Path]) -> Iterator[BinaryIO]:
+    """A file to write that becomes ``path`` at the end, and never if anything goes wrong."""
+    # Always the same name: what a killed run leaves is overwritten by the next save, and does not pile up.
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        # Of a full disk torch.save says that a position is not what it expected, before or after the real error.
+        reason = error if isinstance(error, Exception) else None
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__context__  # type: ignore[assignment]
+        if reason is None:
+            raise
+        raise CheckpointError(
+            f"{path} was not written ({reason.strerror}): make room or correct the folder, and run the same command "
+            "again; everything saved before is whole"
+        ) from error
+
+
+def save_atomically(checkpoint: Any, path: Union[str, Path]) -> None:
+    """``torch.save`` that leaves the old file or the new one at ``path``, whenever it is stopped.
+
+    Raises:
+        CheckpointError: if the system refuses to write, as on a full disk.
+    """
+    with whole_file(path) as file:
+        torch.save(checkpoint, file)
+
+
+def copy_atomically(source: str, path: str) -> None:
+    """``shutil.copyfile`` that leaves the old file or the new one at ``path``, whenever it is stopped.
+
+    Raises:
+        CheckpointError: if the system refuses to write, as on a full disk.
+    """
+    with open(source, "rb") as whole, whole_file(path) as file:
+        shutil.copyfileobj(whole, file, 1 << 20)
+
+
+def check_whole(path: str) -> None:
+    """Compare a checkpoint with the checksums that it holds, which ``torch.load`` does not do.
+
+    It takes about as long as reading the file. A file in torch's format of before 1.6 passes.
+
+    Raises:
+        CheckpointError: if it is cut short, or a byte is not what was written.
+    """
+    with open(path, "rb") as file:
+        is_zip = file.read(len(_ZIP)) == _ZIP
+    if not is_zip:
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except Exception as error:
+        # EINVAL: zipfile seeks before the start of a file that is cut short.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise damaged(path) from error
+    if wrong is not None:
+        raise damaged(path)
+
+
+def damaged(path: str) -> CheckpointError:
+    """What to say of a file that cannot be read."""
+    older = newest_checkpoint(os.path.dirname(path), but=os.path.basename(path))
+    return CheckpointError(
+        f"{path} ({os.path.getsize(path)} bytes) is cut short or damaged and cannot be loaded: take an older one "
+        f"(training goes on from it with --restore-file{'' if older is None else ' ' + older})"
+    )
+
+
+def newest_checkpoint(folder: str, but: Optional[str] = None) -> Optional[str]:
+    """The checkpoint of a ``--save-dir`` that is farthest in the training, by its name.
+
+    Args:
+        folder: may be missing.
+        but: the name of a file to leave out.
+
+    Returns:
+        a ``checkpointEPOCH.pt`` or ``checkpoint_EPOCH_UPDATE.pt``, or the last written ``checkpoint_best.pt`` (or
+        ``checkpoint.best_...pt``) if there are none; never ``checkpoint_last.pt``. None if there is nothing.
+    """
+    found = []
+    for path in Path(folder).glob("checkpoint*.pt"):
+        match = _NAME.fullmatch(path.name)
+        if match and path.name != but and path.is_file():
+            # checkpointEPOCH.pt is written at the end of its epoch.
+            epoch, update = int(match["epoch"] or match["in_epoch"] or 0), float(match["update"] or math.inf)
+            found.append((epoch, update, path.stat().st_mtime_ns, str(path)))
+    return max(found)[-1] if found else None

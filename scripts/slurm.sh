@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Train a config of configs/ on a Slurm cluster: submits a job that runs scripts/torchrun.sh on every node.
+#
+#   CONFIG=masked_lm/pretrain_luna_tied_128_160gb DATA=/data/shard0:/data/shard1 OUT=/runs/luna NODES=4 GPUS=8 \
+#     scripts/slurm.sh [OPTIONS...]
+#
+# OPTIONS are those of fairseq-hydra-train; CONFIG, DATA and OUT are explained in scripts/torchrun.sh. The same command
+# goes on from the last checkpoint; a job that Slurm stops and queues again does so by itself. Everything that is
+# printed goes to slurm-JOB.out where you are.
+# Submit it from an environment that has the plugin, in a file system that the nodes see: PATH=.venv/bin:$PATH ...
+set -euo pipefail
+CALLER=$PWD
+here=$(dirname "${BASH_SOURCE[0]}")
+[ ! -f "$here/torchrun.sh" ] || cd "$here/.."  # a job runs a copy of this file, and begins in the right folder
+
+# Set these here or in the environment.
+export CONFIG=${CONFIG:-translation/translation}
+export DATA=${DATA:-} OUT=${OUT:-}
+NODES=${NODES:-1}
+GPUS=${GPUS:-8}     # on each node, as many processes
+CPUS=${CPUS:-4}     # cores of each process
+TIME=${TIME:-24:00:00}
+SBATCH=${SBATCH:-}  # more options of sbatch, such as "--partition gpu --account ours"
+
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  # What is wrong is said now, not after hours in the queue.
+  DATA=$(
+    DEFAULT_OUT=outputs
+    . scripts/experiment.sh
+    check_config "configs/$(dirname "$CONFIG")" "$(basename "$CONFIG")"
+    [ -n "$DATA" ] || fail "DATA is not set: name the data folder, or shards joined by \":\""
+    absolute "$DATA"
+  )
+  [[ -z $OUT || $OUT == /* ]] || OUT=$CALLER/$OUT
+  # SBATCH is a list of words.
+  # shellcheck disable=SC2086
+  exec sbatch --job-name "${CONFIG##*/}" --nodes "$NODES" --ntasks-per-node 1 --gpus-per-node "$GPUS" \
+    --cpus-per-task $((CPUS * GPUS)) --time "$TIME" --requeue --open-mode append --output "$CALLER/slurm-%j.out" \
+    --chdir "$PWD" --export ALL $SBATCH "$PWD/scripts/slurm.sh" "$@"
+fi
+
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+export HEAD=$host:$((20000 + SLURM_JOB_ID % 20000)) NODES=$SLURM_JOB_NUM_NODES PROCESSES=$GPUS THREADS=${THREADS:-$CPUS}
+exec srun --ntasks-per-node 1 --cpus-per-task $((CPUS * GPUS)) --kill-on-bad-exit=1 scripts/torchrun.sh "$@"

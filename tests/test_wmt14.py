@@ -290,6 +290,7 @@ def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------- the whole
+@pytest.mark.long
 def test_from_archives_to_the_table(wmt14_archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published recipe; test_readme.py runs the other one."""
     settings = {"SOURCE": wmt14_archives, "CHECKSUMS": wmt14_archives / "SHA256SUMS"}

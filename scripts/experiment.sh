@@ -1,5 +1,6 @@
 # What the experiment scripts share; sourced by them, from the root of the repository.
-# Sets SMOKE, OUT (absolute; OUT/smoke for a smoke run, whose numbers must never be taken for real ones) and USER_DIR.
+# Sets SMOKE, OUT (absolute; OUT/smoke for a smoke run, whose numbers must never be taken for real ones) and USER_DIR;
+# exports THREADS for torch, if it is set.
 #   CALLER      the folder that the user called from
 #   DEFAULT_OUT where to write if OUT is not set
 
@@ -7,6 +8,7 @@ SMOKE=${SMOKE:-}
 OUT=${OUT:-$PWD/$DEFAULT_OUT}
 [[ $OUT == /* ]] || OUT=$CALLER/$OUT
 [ -z "$SMOKE" ] || OUT=$OUT/smoke
+[ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
 # Training on a CPU spends much of its time getting fresh memory from the system: let malloc keep it.
 export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 # What fairseq-hydra-train warns of before it loads the plugin, which would quieten it.
@@ -34,6 +36,24 @@ USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || fail "luna-fairseq is not on t
 # check_config CONFIG_DIR NAME
 check_config() {
   [ -f "$1/$2.yaml" ] || fail "there is no $1/$2.yaml: choose one of $(cd "$1" && ls ./*.yaml | sed 's/\.yaml//; s/^\.\///' | tr '\n' ' ')"
+}
+
+# For SMOKE_OPTIONS: the sizes of a model for a smoke run.
+TINY_ENCODER=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
+  ++model.encoder_attention_heads=2)
+TINY_DECODER=(++model.decoder_layers=1 ++model.decoder_embed_dim=32 ++model.decoder_ffn_embed_dim=32
+  ++model.decoder_attention_heads=2)
+
+# train_translation DATA NAME...: configs of configs/translation, each in the folder that run_of prints; OPTIONS is a list
+# of words.
+train_translation() {
+  local data=$1 name
+  shift
+  for name in "$@"; do
+    check_config configs/translation "$name"
+    # shellcheck disable=SC2086
+    train_config configs/translation "$name" "$(run_of "$name")" task.data="$data" ${OPTIONS:-}
+  done
 }
 
 # train_config CONFIG_DIR NAME FOLDER OPTIONS...: train until it is done; the log grows over restarts. SMOKE_OPTIONS

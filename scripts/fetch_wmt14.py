@@ -182,8 +182,6 @@ def segments(sgm: IO[bytes]) -> Iterator[str]:
 def take(archive: Path, members: dict[str, str], raw: Path) -> None:
     """Write the wanted files of an archive to ``raw``, each whole or not at all."""
     wanted = {member: name for name, member in members.items() if not (raw / name).exists()}
-    if not wanted:
-        return
     print(f"reading {archive.name}")
     try:
         with tarfile.open(archive, "r|gz") as tar:

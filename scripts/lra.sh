@@ -15,7 +15,6 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=lra-out
 . scripts/experiment.sh
-[ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
 
 SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=16 ++model.encoder_ffn_embed_dim=16
   ++model.encoder_attention_heads=2 ++model.classifier_out_dim=16 ++model.attention_dropout=0 ++common.log_interval=1

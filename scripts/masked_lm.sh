@@ -17,10 +17,8 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=masked-lm-out
 . scripts/experiment.sh
-[ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
 
-SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
-  ++model.encoder_attention_heads=2 ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
+SMOKE_OPTIONS=("${TINY_ENCODER[@]}" ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
   "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1)
 
 pretrain() {

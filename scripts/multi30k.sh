@@ -14,8 +14,8 @@ CALLER=$PWD
 cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=multi30k-out
+THREADS=${THREADS:-1}
 . scripts/experiment.sh
-export OMP_NUM_THREADS=${THREADS:-1}
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
@@ -58,6 +58,8 @@ PY
   echo "prepared: $OUT/data-bin"
 }
 
+# The folder of a run.
+run_of() { echo "$OUT/$1${TAG:+-$TAG}"; }
 need_data() { [ -f "$OUT/data-bin/.done" ] || fail "no data in $OUT: run '$0 prepare FOLDER' first"; }
 
 SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.max_epoch=1
@@ -65,13 +67,7 @@ SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.
 
 train() {
   need_data
-  local name
-  for name in "$@"; do
-    check_config configs/translation "$name"
-    # OPTIONS is a list of words.
-    # shellcheck disable=SC2086
-    train_config configs/translation "$name" "$OUT/$name${TAG:+-$TAG}" task.data="$OUT/data-bin" ${OPTIONS:-}
-  done
+  train_translation "$OUT/data-bin" "$@"
 }
 
 score() {

@@ -20,9 +20,7 @@ import argparse
 import heapq
 import itertools
 import os
-import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -41,6 +39,7 @@ from text_pieces import (
     PreparationError,
     Sample,
     SentencePieceEncoder,
+    binarise,
     check_known,
     check_settings,
     copy_file,
@@ -426,24 +425,13 @@ class Preparation:
         (self.work / f"shard{number}").unlink()
 
     def preprocess(self, folder: Path, prefixes: dict[str, str]) -> None:
-        """Run fairseq-preprocess, and see that it took every line."""
-        command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", "--only-source", "--destdir", str(folder)]
-        command += ["--srcdict", str(self.dictionary), "--workers", str(self.args.workers)]
+        """Run fairseq-preprocess on the pieces."""
+        options = ["--only-source", "--destdir", str(folder), "--srcdict", str(self.dictionary)]
+        options += ["--workers", str(self.args.workers)]
         for split, name in prefixes.items():
-            command += [f"--{split}pref", name]  # relative: fairseq takes a comma for the start of another prefix
-        done = subprocess.run(
-            command, cwd=self.work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        taken = {name: int(lines) for name, lines in re.findall(r"\] (\S+): (\d+) sents, ", done.stdout)}
-        written = {name: read_json(self.work / f"{name}.json")["lines"] for name in prefixes.values()}
-        if done.returncode or taken != written:
-            log = self.out / "fairseq-preprocess.log"
-            log.write_text(done.stdout, encoding="utf-8")
-            raise PreparationError(f"fairseq-preprocess failed or lost lines: all that it printed is in {log}")
-        (folder / "preprocess.log").unlink()
-        counts = re.findall(r"\] (\S+): (\d+) sents, (\d+) tokens", done.stdout)
-        for name, lines, tokens in counts:
-            print(f"  {name}: {int(lines):,} lines, {int(tokens):,} tokens")
+            options += [f"--{split}pref", name]
+        lines = {name: read_json(self.work / f"{name}.json")["lines"] for name in prefixes.values()}
+        binarise(options, self.work, lines, self.out / "fairseq-preprocess.log")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,9 +17,7 @@ import argparse
 import hashlib
 import itertools
 import os
-import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,6 +33,7 @@ from text_pieces import (
     PreparationError,
     Sample,
     SentencePieceEncoder,
+    binarise,
     check_settings,
     in_order,
     learn_sentencepiece,
@@ -59,7 +58,13 @@ Pair = tuple[str, str]
 
 # ---------------------------------------------------------------------------------------------- recipes
 class Recipe(Protocol):
-    """How text becomes pieces."""
+    """How text becomes pieces.
+
+    Attributes:
+        file: what is learned, in OUT.
+    """
+
+    file: Path
 
     def tokenise(self, side: int, line: str) -> str:
         """A line of the source (0) or of the target (1) before it is cut into pieces."""
@@ -89,7 +94,7 @@ class SentencePiece:
     """
 
     def __init__(self, out: Path, _: Pair) -> None:
-        self.model = out / SENTENCEPIECE
+        self.file = out / SENTENCEPIECE
 
     def tokenise(self, _: int, line: str) -> str:
         """The line as it is."""
@@ -102,12 +107,12 @@ class SentencePiece:
             sample.add(line)
         # All but one in 20,000 characters: text from the web has some of every script.
         model = learn_sentencepiece(sample.lines, args.vocab_size, exact=not args.smoke, character_coverage=0.99995)
-        with whole_file(self.model) as temporary:
+        with whole_file(self.file) as temporary:
             temporary.write_bytes(model)
 
     def load(self) -> None:
         """Read the model."""
-        self._encoder = SentencePieceEncoder(self.model)
+        self._encoder = SentencePieceEncoder(self.file)
 
     def encode(self, lines: Sequence[str]) -> list[str]:
         """The pieces of every line."""
@@ -132,7 +137,7 @@ class Moses:
             ) from error
         with quiet_import():
             from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizerConfig
-        self.codes = out / CODES
+        self.file = out / CODES
         self._sides = [
             (
                 MosesPunctNormalizer(language, perl_parity=True),
@@ -151,14 +156,14 @@ class Moses:
         from subword_nmt.learn_bpe import learn_bpe
 
         print(f"learning {args.merges:,} merges")
-        with whole_file(self.codes) as temporary, open(temporary, "w", encoding="utf-8") as target:
+        with whole_file(self.file) as temporary, open(temporary, "w", encoding="utf-8") as target:
             learn_bpe(_lines(text), target, args.merges)
 
     def load(self) -> None:
         """Read the merges."""
         with quiet_import():
             from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
-        self._bpe = SubwordNMTBPE(SubwordNMTBPEConfig(bpe_codes=str(self.codes)))
+        self._bpe = SubwordNMTBPE(SubwordNMTBPEConfig(bpe_codes=str(self.file)))
 
     def encode(self, lines: Sequence[str]) -> list[str]:
         """The pieces of every line."""
@@ -219,8 +224,7 @@ class Preparation:
             print(f"already prepared: {self.out}")
         else:
             self.clean()
-            pieces = self.out / (SENTENCEPIECE if self.args.recipe == "sentencepiece" else CODES)
-            if not pieces.exists():
+            if not _recipe.file.exists():
                 _recipe.learn(self.files("clean", "train"), self.args)
             _recipe.load()
             self.encode()
@@ -374,28 +378,14 @@ class Preparation:
     def binarise(self) -> None:
         """OUT/data-bin by fairseq-preprocess, with one dictionary."""
         print("binarising")
+        files = [path for split in self.texts for path in self.files("text", split)]
         with whole_folder(self.out / "data-bin") as temporary:
-            command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
-            command += ["--source-lang", self.languages[0], "--target-lang", self.languages[1]]
+            options = ["--joined-dictionary", "--source-lang", self.languages[0], "--target-lang", self.languages[1]]
+            options += ["--destdir", str(temporary), "--workers", str(self.args.workers)]
             for split in self.texts:
-                command += [f"--{split}pref", f"text/{split}"]  # relative: a comma separates prefixes
-            command += ["--destdir", str(temporary), "--workers", str(self.args.workers)]
-            done = subprocess.run(
-                command, cwd=self.out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-            )
-            counts = re.findall(r"\] text/(\S+): (\d+) sents, (\d+) tokens", done.stdout)
-            wanted = {
-                path.name: sum(1 for _ in _lines([path]))
-                for split in self.texts
-                for path in self.files("text", split)
-            }
-            if done.returncode or {name: int(lines) for name, lines, _ in counts} != wanted:
-                log = self.out / "fairseq-preprocess.log"
-                log.write_text(done.stdout, encoding="utf-8")
-                raise PreparationError(f"fairseq-preprocess failed or lost lines: all that it printed is in {log}")
-            (temporary / "preprocess.log").unlink()
-        for name, lines, tokens in counts:
-            print(f"  {name}: {int(lines):,} lines, {int(tokens):,} tokens")
+                options += [f"--{split}pref", f"text/{split}"]
+            lines = {f"text/{path.name}": sum(1 for _ in _lines([path])) for path in files}
+            binarise(options, self.out, lines, self.out / "fairseq-preprocess.log")
         symbols = sum(1 for _ in _lines([self.out / "data-bin" / f"dict.{self.languages[0]}.txt"]))
         print(f"  one dictionary of {symbols:,} symbols, and fairseq's own 4")
 

@@ -2,8 +2,9 @@
 
     score_translation.py REFERENCE TRANSLATIONS --language de
 
-Prints one JSON object: ``bleu`` and its ``signature``; ``tokenised_bleu``, of text that sacremoses tokenises, with
-every hyphen between letters as a token of its own. That one is higher, and only to be compared with its like.
+Prints both as sacrebleu prints scores, in a JSON list, which ``luna-fairseq card --score`` takes: BLEU with its
+signature, and tokenised-BLEU, of text that sacremoses tokenises, with every hyphen inside a word as a token of its
+own.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def tokenised(lines: Sequence[str], language: str) -> list[str]:
     return [re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", line) for line in words]
 
 
-def score(reference: Sequence[str], translations: Sequence[str], language: str) -> dict[str, object]:
+def score(reference: Sequence[str], translations: Sequence[str], language: str) -> list[dict[str, object]]:
     """Both scores.
 
     Args:
@@ -41,12 +42,10 @@ def score(reference: Sequence[str], translations: Sequence[str], language: str) 
     plain = bleu.corpus_score(translations, [reference])
     split = BLEU(tokenize="none", force=True)
     words = split.corpus_score(tokenised(translations, language), [tokenised(reference, language)])
-    return {
-        "bleu": round(plain.score, 2),
-        "signature": str(bleu.get_signature()),
-        "tokenised_bleu": round(words.score, 2),
-        "sentences": len(reference),
-    }
+    return [
+        {"name": "BLEU", "score": round(plain.score, 2), "signature": str(bleu.get_signature())},
+        {"name": "tokenised-BLEU", "score": round(words.score, 2)},
+    ]
 
 
 def read(path: Path) -> list[str]:

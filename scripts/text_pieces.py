@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -387,6 +388,29 @@ def split_builder(stack: ExitStack, path: Path, dictionary: Any) -> Any:
     builder = indexed_dataset.make_builder(f"{path}.bin", "mmap", vocab_size=len(dictionary))
     stack.callback(builder.finalize, f"{path}.idx")
     return builder
+
+
+def binarise(options: Sequence[str], folder: Path, lines: dict[str, int], log: Path) -> None:
+    """Run fairseq-preprocess, see that it took every line, and print what it counted.
+
+    Args:
+        options: ``--destdir`` and the others; the text by names relative to ``folder``, since a comma in a name
+            begins another one.
+        folder: where the text is.
+        lines: how many each of its files has.
+        log: gets all that fairseq-preprocess prints, if something is wrong.
+    """
+    command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", *options]
+    done = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    counts = re.findall(r"\] (\S+): (\d+) sents, (\d+) tokens", done.stdout)
+    if done.returncode or {name: int(sentences) for name, sentences, _ in counts} != lines:
+        log.write_text(done.stdout, encoding="utf-8")
+        raise PreparationError(f"fairseq-preprocess failed or lost lines: all that it printed is in {log}")
+    (Path(options[options.index("--destdir") + 1]) / "preprocess.log").unlink()
+    for name, sentences, tokens in counts:
+        print(f"  {name}: {int(sentences):,} lines, {int(tokens):,} tokens")
 
 
 # --------------------------------------------------------------------------------------------- commands

@@ -43,11 +43,9 @@ else
   PROCESSES=${PROCESSES:-$gpus}
 fi
 small=()
-[ -z "$SMOKE" ] || small=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.encoder_ffn_embed_dim=32
-  ++model.encoder_attention_heads=2 optimization.max_update=2 optimization.max_epoch=0 "optimization.update_freq=[1]"
+[ -z "$SMOKE" ] || small=("${TINY_ENCODER[@]}" optimization.max_update=2 optimization.max_epoch=0 "optimization.update_freq=[1]"
   dataset.max_valid_steps=2 dataset.batch_size=2 common.log_interval=1)
-[[ -z $SMOKE || $CONFIG != translation/* ]] || small+=(++model.decoder_layers=1 ++model.decoder_embed_dim=32
-  ++model.decoder_ffn_embed_dim=32 ++model.decoder_attention_heads=2)
+[[ -z $SMOKE || $CONFIG != translation/* ]] || small+=("${TINY_DECODER[@]}")
 
 mkdir -p "$OUT/logs"
 RUN=$(printf '%s\n' "$CONFIG" "$DATA" "$@")
@@ -57,7 +55,7 @@ if [ -f "$OUT/.trained" ]; then echo "already trained: $OUT"; exit; fi
 rm -f "$OUT/failed"
 
 # Each process has a log; the first one's is train.log.
-export OMP_NUM_THREADS=$THREADS OUT RUN
+export OUT RUN
 # shellcheck disable=SC2016
 process='
 set -euo pipefail

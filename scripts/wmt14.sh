@@ -20,7 +20,6 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=wmt14-out
 . scripts/experiment.sh
-[ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
 RECIPE=${RECIPE:-sentencepiece}
 case $RECIPE in sentencepiece | moses) ;; *) fail "RECIPE is $RECIPE: set it to sentencepiece or moses" ;; esac
 DATA=$OUT/$RECIPE
@@ -50,20 +49,12 @@ need_data() { [ -d "$DATA_BIN" ] || fail "no data in $DATA: run '$0 prepare' fir
 run_of() { echo "$OUT/$1.$RECIPE${TAG:+-$TAG}"; }
 need_file() { [ -f "$1" ] || fail "$1 does not exist: run '$0 $2' first"; }
 
-SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++model.encoder_embed_dim=32 ++model.decoder_embed_dim=32
-  ++model.encoder_ffn_embed_dim=32 ++model.decoder_ffn_embed_dim=32 ++model.encoder_attention_heads=2
-  ++model.decoder_attention_heads=2 ++optimization.max_update=4 ++checkpoint.save_interval_updates=2
+SMOKE_OPTIONS=("${TINY_ENCODER[@]}" "${TINY_DECODER[@]}" ++optimization.max_update=4 ++checkpoint.save_interval_updates=2
   ++common.log_interval=1 ++dataset.max_tokens=1000)
 
 train() {
   need_data
-  local name
-  for name in "$@"; do
-    check_config configs/translation "$name"
-    # OPTIONS is a list of words.
-    # shellcheck disable=SC2086
-    train_config configs/translation "$name" "$(run_of "$name")" task.data="$DATA_BIN" ${OPTIONS:-}
-  done
+  train_translation "$DATA_BIN" "$@"
 }
 
 average() {
@@ -120,7 +111,7 @@ tune() {
 import json, sys
 from pathlib import Path
 
-scores = {p.name[6:-5]: json.loads(p.read_text())["bleu"] for p in Path(sys.argv[1]).glob("valid.*.json")}
+scores = {p.name[6:-5]: json.loads(p.read_text())[0]["score"] for p in Path(sys.argv[1]).glob("valid.*.json")}
 best = max(sorted(scores), key=scores.get)
 (Path(sys.argv[1]) / "lenpen").write_text(best + "\n")
 print(f"length penalty {best}")
@@ -150,13 +141,8 @@ score() {
     need_file "$folder/test.$lenpen.de" "generate $name"
     python scripts/score_translation.py "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
     mv "$folder/score.tmp" "$folder/score.json"
-    python - "$folder/score.json" <<'PY' | xargs -0 luna-fairseq card "$folder/average.pt" --test-set newstest2014 --score > /dev/null 2>&1
-import json, sys
-
-found = json.load(open(sys.argv[1]))
-scores = [f"BLEU {found['bleu']} {found['signature']}", f"tokenised-BLEU {found['tokenised_bleu']}"]
-print("\0".join(scores), end="")
-PY
+    luna-fairseq card "$folder/average.pt" --test-set newstest2014 --score "$folder/score.json" > /dev/null 2>&1 \
+      || fail "no model card for $folder/average.pt: run luna-fairseq card by hand to see why"
     echo "$name, newstest2014, length penalty $lenpen: $(cat "$folder/score.json")"
   done
 }
@@ -185,9 +171,9 @@ signatures = set()
 for row, bleu, parameters, config in paper:
     path = out / f"wmt14_{config}.{kind}" / "score.json"
     if path.exists():
-        found = json.loads(path.read_text())
-        signatures.add(found["signature"])
-        cells = f"{found['tokenised_bleu']} | {found['bleu']}"
+        bleu_here, tokenised = json.loads(path.read_text())
+        signatures.add(bleu_here["signature"])
+        cells = f"{tokenised['score']} | {bleu_here['score']}"
     else:
         cells = "not run | not run" if config else " | "
     print(f"| {row} | {bleu}, {parameters} | {cells} |")

@@ -79,6 +79,11 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     for row in found["generation"]:
         grows = row["state"]["after all"] > row["state"]["after 8"]
         assert grows == row["arch"].startswith("transformer")
+    # So do the keys and values of one layer; what Luna keeps does not grow.
+    kept = {(row["layer"], row["l"], row["length"]): row["bytes"] for row in found["decoding"]}
+    for layer, size, length in kept:
+        assert (kept[layer, size, length] > kept[layer, size, 64]) == (layer == "causal softmax" and length > 64)
+    assert "| causal Luna, l = 8 |" in tables.split("The next position")[1]
     # The report of the file is the same.
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--report", str(tmp_path / "benchmark.json")])
     assert benchmark.main() == 0

@@ -279,11 +279,11 @@ def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hyp").write_text("Der Katzen-Mann läuft heute .\nEin Mann und eine Frau .\n")
     assert score_translation.main([str(tmp_path / "ref"), str(tmp_path / "hyp")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["bleu"], found["signature"]) == _sacrebleu(tmp_path)
+    assert (found[0]["score"], found[0]["signature"]) == _sacrebleu(tmp_path)
     for name in ("ref", "hyp"):
         text = (tmp_path / name).read_text()
         (tmp_path / name).write_text(text.replace("-", " ##AT##-##AT## "))
-    assert found["tokenised_bleu"] == _sacrebleu(tmp_path, "--tokenize", "none", "--force")[0] != found["bleu"]
+    assert found[1]["score"] == _sacrebleu(tmp_path, "--tokenize", "none", "--force")[0] != found[0]["score"]
     (tmp_path / "hyp").write_text("Der Katzen-Hund läuft heute .\n")
     assert score_translation.main([str(tmp_path / "ref"), str(tmp_path / "hyp")]) == 1
     assert "give a translation of every sentence" in capsys.readouterr().err
@@ -340,7 +340,7 @@ def test_the_length_penalty_is_tuned(wmt14_archives: Path, tmp_path: Path, monke
         if command.startswith("tune"):
             tuned = said
     scores = {
-        line.split("length penalty ")[1][:3]: json.loads(line.split(": ", 1)[1])["bleu"]
+        line.split("length penalty ")[1][:3]: json.loads(line.split(": ", 1)[1])[0]["score"]
         for line in tuned.splitlines()
         if "{" in line
     }

@@ -16,7 +16,11 @@ READY := $(VENV)/.ready
 .PHONY: setup demo test test-long bench lint format clean
 .DELETE_ON_ERROR:
 
+# Another torch than the one that .venv was made with is not put under compiled code.
 setup: $(READY)
+	@case "$(origin TORCH) $(origin SYSTEM_TORCH)" in *command*|*environment*) \
+		[ "$$(cat $(READY))" = '$(TORCH)|$(SYSTEM_TORCH)' ] || { echo "$(VENV) was set up with another TORCH or SYSTEM_TORCH ($$(cat $(READY))): run \"make clean\" first, or leave them out"; exit 1; };; \
+	esac
 
 $(READY): pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"Python is {sys.version.split()[0]}: set PYTHON to a 3.11 or 3.12")'
@@ -34,7 +38,7 @@ endif
 # fairseq is compiled against the torch installed above: without build isolation, which would fetch another one.
 	$(BIN)/python -m pip install --quiet numpy cython setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
-	touch $@
+	printf '%s' '$(TORCH)|$(SYSTEM_TORCH)' > $@
 
 demo: setup
 	PATH="$(BIN):$$PATH" bash scripts/demo.sh

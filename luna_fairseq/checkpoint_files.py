@@ -93,28 +93,37 @@ def check_whole(path: str) -> None:
 def damaged(path: str) -> CheckpointError:
     """What to say of a file that cannot be read."""
     older = newest_checkpoint(os.path.dirname(path), but=os.path.basename(path))
+    if older is None:
+        advice = "take an older one, or copy it again"
+    elif os.path.basename(path) == "checkpoint_last.pt":
+        advice = f"move it away, and the same training goes on from {older}"
+    else:
+        advice = f"take another one, such as {older}"
     return CheckpointError(
-        f"{path} ({os.path.getsize(path)} bytes) is cut short or damaged and cannot be loaded: take an older one "
-        f"(training goes on from it with --restore-file{'' if older is None else ' ' + older})"
+        f"{path} ({os.path.getsize(path)} bytes) is cut short or damaged and cannot be loaded: {advice}"
     )
 
 
 def newest_checkpoint(folder: str, but: Optional[str] = None) -> Optional[str]:
-    """The checkpoint of a ``--save-dir`` that is farthest in the training, by its name.
+    """The checkpoint of a ``--save-dir`` that is farthest in the training.
 
     Args:
         folder: may be missing.
         but: the name of a file to leave out.
 
     Returns:
-        a ``checkpointEPOCH.pt`` or ``checkpoint_EPOCH_UPDATE.pt``, or the last written ``checkpoint_best.pt`` (or
-        ``checkpoint.best_...pt``) if there are none; never ``checkpoint_last.pt``. None if there is nothing.
+        by its name a ``checkpointEPOCH.pt`` or ``checkpoint_EPOCH_UPDATE.pt``; or a ``checkpoint_best.pt`` (or
+        ``checkpoint.best_...pt``), if it was written after that; never ``checkpoint_last.pt``. None if there is
+        nothing.
     """
-    found = []
+    numbered, best = [], []
     for path in Path(folder).glob("checkpoint*.pt"):
         match = _NAME.fullmatch(path.name)
         if match and path.name != but and path.is_file():
-            # checkpointEPOCH.pt is written at the end of its epoch.
-            epoch, update = int(match["epoch"] or match["in_epoch"] or 0), float(match["update"] or math.inf)
-            found.append((epoch, update, path.stat().st_mtime_ns, str(path)))
-    return max(found)[-1] if found else None
+            written, epoch = path.stat().st_mtime_ns, match["epoch"] or match["in_epoch"]
+            if epoch is None:
+                best.append((written, str(path)))
+            else:  # checkpointEPOCH.pt is written at the end of its epoch
+                numbered.append((int(epoch), float(match["update"] or math.inf), written, str(path)))
+    farthest = [max(numbered)[-2:]] if numbered else []
+    return max([*farthest, *best])[-1] if farthest or best else None

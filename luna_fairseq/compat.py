@@ -4,8 +4,8 @@ Everything here was needed with fairseq-fixed 0.12.3.1, torch 2.13, hydra-core 1
 loading is torch's default since 2.6.
 Public hooks are used wherever there is one; the replacements of fairseq's own parts are in
 :func:`_explain_errors`, :func:`_keep_checkpoints_whole`, :func:`_evaluate_data_only`, :func:`_check_data_and_sizes`,
-:func:`_check_names`, :func:`_keep_the_last_batch`, :func:`_check_processes_and_precision`,
-:func:`_end_orphaned_workers` and the ``_repair_`` functions, with the reasons.
+:func:`_keep_the_last_batch`, :func:`_check_commands`, :func:`_end_orphaned_workers` and the ``_repair_`` functions,
+with the reasons.
 """
 
 import argparse
@@ -70,14 +70,12 @@ def prepare() -> None:
     _keep_checkpoints_whole()
     _evaluate_data_only()
     _check_data_and_sizes()
-    _check_names()
     _keep_the_last_batch()
-    _check_processes_and_precision()
+    _check_commands()
     _repair_epochs()
     _end_orphaned_workers()
     _repair_replace_unk()
     _repair_break_mode_eos()
-    _repair_bf16()
     _repair_amp()
     _repair_ddp_on_cpu()
     atexit.register(_stop_background_consumers)
@@ -184,10 +182,11 @@ def _explain_errors() -> None:
         try:
             return train_step(self, *args, **kwargs)
         except FloatingPointError as error:
-            if "Nan/Inf" not in str(error):  # fairseq's other reasons say what to try
+            if "inconsistent" in str(error):  # another reason, of which fairseq says what to try
                 raise
+            scaled = ", with the smallest loss scale" if "loss scale" in str(error) else ""
             raise FloatingPointError(
-                f"training has diverged: the gradient of update {self.get_num_updates() + 1} is not finite; "
+                f"training has diverged: the gradient of update {self.get_num_updates() + 1} is not finite{scaled}; "
                 f"{os.path.join(self.cfg.checkpoint.save_dir, 'crash.pt')} holds the weights before it; lower --lr, "
                 "raise --warmup-updates or set --clip-norm, and go on from an earlier checkpoint with --restore-file"
             ) from error
@@ -301,8 +300,9 @@ def _check_data_and_sizes() -> None:
       symbol that is not in the dictionary.
     * ``Trainer.load_checkpoint``: fairseq starts from scratch if the file that --restore-file names is missing,
       says "please ensure that the architectures match" whatever is wrong, takes an optimizer state of other
-      shapes, with which the first update fails, and goes on from a checkpoint without one
-      (--no-save-optimizer-state, an average) as if its warm-up were still to come.
+      shapes, with which the first update fails, goes on from a checkpoint without one
+      (--no-save-optimizer-state, an average) as if its warm-up were still to come, and says "train_iterator" of a
+      crash.pt.
     * ``checkpoint_utils.load_model_ensemble_and_task``, which loads for evaluation: fairseq takes random
       weights for a classification head that the checkpoint lacks or has in another size.
     """
@@ -366,6 +366,15 @@ def _check_data_and_sizes() -> None:
         except Exception as error:
             if isinstance(error.__context__, CheckpointMismatch):
                 raise error.__context__ from None
+            if isinstance(error, KeyError) and error.args == ("train_iterator",):  # such as crash.pt
+                raise CheckpointMismatch(
+                    f"{filename} holds no place in the data to go on from: name an earlier checkpoint, such as "
+                    f"{newest_checkpoint(os.path.dirname(filename)) or 'checkpoint_last.pt'}"
+                ) from error
+            if isinstance(error, KeyError) and error.args == ("best",):
+                raise CheckpointMismatch(
+                    f"{filename} holds the state of another --lr-scheduler: add --reset-lr-scheduler, or give that one"
+                ) from error
             if isinstance(error, ValueError) and "parameter group" in str(error):
                 raise CheckpointMismatch(
                     f"{filename} holds the optimizer of a model with other parameters: add --reset-optimizer to "
@@ -395,36 +404,6 @@ def _check_data_and_sizes() -> None:
     Trainer.load_checkpoint = load_matching
 
 
-def _check_names() -> None:
-    """Say which name in a YAML nobody registered.
-
-    fairseq 0.12.3 ends with "KeyError: '_name'" (a model) or with the bare name (anything else), after it has
-    loaded the data. There is no hook: ``tasks.setup_task``, which comes first, is wrapped.
-    """
-    from fairseq import models, tasks
-    from fairseq.registry import REGISTRIES
-    from omegaconf import DictConfig, OmegaConf
-
-    setup = tasks.setup_task
-
-    @functools.wraps(setup)
-    def setup_known(cfg: Any, **kwargs: Any) -> Any:
-        root = cfg._get_root() if OmegaConf.is_config(cfg) and not kwargs.get("from_checkpoint") else {}
-        known = {group: registry["registry"] for group, registry in REGISTRIES.items()}
-        known["model"] = {**models.ARCH_MODEL_REGISTRY, **models.MODEL_REGISTRY}
-        for group, names in known.items():
-            part = root.get(group)
-            name = part.get("_name") if isinstance(part, DictConfig) else None
-            if name is not None and name not in names:
-                raise ValueError(
-                    f"{group}._name is {name!r}, which nobody registered: correct it, or name the plugin that has it "
-                    "in common.user_dir"
-                )
-        return setup(cfg, **kwargs)
-
-    tasks.setup_task = setup_known
-
-
 def _keep_the_last_batch() -> None:
     """Let every sentence be read.
 
@@ -452,30 +431,41 @@ def _keep_the_last_batch() -> None:
     data_utils.batch_by_size = split_all
 
 
-def _check_processes_and_precision() -> None:
-    """Refuse what trains nothing, trains alone in several processes, or cannot train; there is no hook.
+def _check_commands() -> None:
+    """Refuse what nobody registered, trains nothing, trains alone in several processes, or cannot train.
 
-    * ``distributed.utils.call_main``, which starts every command (fairseq-hydra-train loads the plugin after it).
+    There is no hook; of fairseq 0.12.3 these are wrapped:
+
+    * ``distributed.utils.call_main``, which starts every command (fairseq-hydra-train loads the plugin after it). It
+      is also told that --bf16 without torch_xla is no wish for a TPU.
     * ``tasks.setup_task``, of which training is sure to come before it builds anything.
     * ``Trainer.__init__``, which only training calls.
     """
+    import importlib.util
+
     from fairseq import tasks
     from fairseq.distributed import utils as distributed_utils
     from fairseq.trainer import Trainer
     from omegaconf import OmegaConf
 
-    from luna_fairseq.tasks._checks import check_device, check_optimizer_modes, check_processes
+    from luna_fairseq.tasks._checks import check_device, check_names, check_optimizer_modes, check_processes
 
     call, setup, init = distributed_utils.call_main, tasks.setup_task, Trainer.__init__
+    has_tpu = importlib.util.find_spec("torch_xla") is not None
 
     @functools.wraps(call)
     def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
+        if cfg.common.bf16 and cfg.common.tpu and not has_tpu:
+            for options in cfg.values():
+                if OmegaConf.is_config(options) and "tpu" in options:
+                    options.tpu = False
         check_processes(cfg)
         return call(cfg, main, **kwargs)
 
     @functools.wraps(setup)
     def setup_task(cfg: Any, **kwargs: Any) -> Any:
-        if OmegaConf.is_config(cfg):
+        if OmegaConf.is_config(cfg) and not kwargs.get("from_checkpoint"):  # whose training is over
+            check_names(cfg._get_root())
             check_optimizer_modes(cfg._get_root())
         return setup(cfg, **kwargs)
 
@@ -592,34 +582,12 @@ def _repair_break_mode_eos() -> None:
     token_block_dataset.np = numpy
 
 
-def _repair_bf16() -> None:
-    """Make ``fairseq-train --bf16`` train here: fairseq 0.12.3 takes it for a wish for a TPU."""
-    import importlib.util
-
-    from fairseq.distributed import utils as distributed_utils
-    from omegaconf import OmegaConf
-
-    if importlib.util.find_spec("torch_xla") is not None:
-        return
-    call = distributed_utils.call_main
-
-    @functools.wraps(call)
-    def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
-        if cfg.common.bf16 and cfg.common.tpu:
-            for options in cfg.values():
-                if OmegaConf.is_config(options) and "tpu" in options:
-                    options.tpu = False
-        return call(cfg, main, **kwargs)
-
-    distributed_utils.call_main = call_main
-
-
 def _repair_amp() -> None:
-    """Make ``--amp`` divide gradients by the loss scale once.
+    """Make ``--amp`` divide gradients by the loss scale once, and end at a NaN on a CPU, which has no scale.
 
     fairseq 0.12.3 unscales for its torch optimizer to clip, and steps with its own wrapper around that, which torch
     takes for another optimizer and unscales again: all gradients are 128 times too small, and more as the scale
-    grows. Adam hides it, Apollo does not.
+    grows. Adam hides it, Apollo does not. Of a scale that is not there it asks by how much to lower it.
     """
     from fairseq.optim import AMPOptimizer
 
@@ -627,7 +595,11 @@ def _repair_amp() -> None:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def next_loss_scale(self: Any) -> float:
+        return self.scaler.get_scale() * self.scaler.get_backoff_factor() if self.scaler.is_enabled() else 0.0
+
     AMPOptimizer.step = step
+    AMPOptimizer.next_loss_scale = property(next_loss_scale)
 
 
 def _repair_ddp_on_cpu() -> None:

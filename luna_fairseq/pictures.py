@@ -12,7 +12,7 @@ def load_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError("a picture needs matplotlib: pip install matplotlib, or leave out --output") from error
+        raise ValueError("a picture needs matplotlib: pip install matplotlib, or leave the picture out") from error
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "luna"  # the same picture from the same numbers
     from matplotlib import pyplot

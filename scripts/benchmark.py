@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Luna next to softmax attention: time and memory of one attention layer, of training, of generation.
 
-    benchmark.py                         everything, in sizes for two CPU cores (about an hour)
+    benchmark.py                         everything, in sizes for two CPU cores (more than an hour)
     benchmark.py attention --threads 1   one part
     benchmark.py --full                  the paper's vocabulary and larger batches
     benchmark.py --report benchmark.json the tables of a finished run, as Markdown
 
 Whatever is compared is timed in turn in one process, after a round to warm up; the medians count, and the
-spread is (slowest - fastest) / median. Peak memory is taken in a process of its own. Before it is timed, every
-Luna attention is held to a transcription of the paper's formulas in float64; there is no speed for one that
-differs. OUTPUT gets benchmark.json, and attention.svg (which needs: pip install '.[plots]').
+spread is (slowest - fastest) / median. Peak memory is taken in a process of its own: what torch has allocated; for a
+whole model on a CPU what is resident. Before it is timed, every Luna attention is held to a transcription of the
+paper's formulas in float64; there is no speed for one that differs. OUTPUT gets benchmark.json, and attention.svg
+(which needs: pip install '.[plots]').
 """
 
 import argparse
@@ -39,7 +40,7 @@ from luna_fairseq.modules import CausalLunaAttention, LunaAttention
 from luna_fairseq.modules.attention import _join_heads as _join
 from luna_fairseq.modules.attention import _split_heads as _heads
 from luna_fairseq.pictures import load_pyplot
-from measuring import in_own_process, interleaved, keep_memory, machine, peak_bytes
+from measuring import allocated_bytes, in_own_process, interleaved, keep_memory, machine, peak_bytes
 
 TRANSLATION = ("transformer_wmt_en_de", "luna_base_tied", "luna_base_untied")
 MASKED_LM = ("roberta_base", "luna_base_512", "luna_base_2048")
@@ -48,20 +49,20 @@ SIZES: Dict[str, Dict[str, Any]] = {
         dim=512, heads=8, projection_lengths=(16, 32, 128, 256), tokens=16384, transcription_up_to=2048,
         lengths=(128, 256, 512, 1024, 2048, 4096, 8192, 16384), vocabulary=8000, words=4096,
         document_lengths=(32, 1024, 4096), generation_words=1000,
-        blocks={512: "luna_base_512", 2048: "luna_base_2048"},
+        blocks={512: "luna_base_512", 2048: "luna_base_2048"}, block_words=2048,
         output_lengths=(25, 250, 2000),
     ),
     "full": dict(
         dim=1024, heads=16, projection_lengths=(16, 32, 128, 256), tokens=65536, transcription_up_to=0,
         lengths=(1024, 2048, 4096, 8192, 16384, 32768, 65536), vocabulary=40600, words=16384,
         document_lengths=(32, 1024, 4096), generation_words=10000,
-        blocks={512: "luna_base_512", 2048: "luna_base_2048"},
+        blocks={512: "luna_base_512", 2048: "luna_base_2048"}, block_words=16384,
         output_lengths=(25, 250, 2000),
     ),
     "smoke": dict(
         dim=16, heads=2, projection_lengths=(4, 8), tokens=256, transcription_up_to=128, lengths=(64, 128, 256),
-        vocabulary=100, words=64, document_lengths=(8, 64), blocks={16: "luna_base_512"}, generation_words=20,
-        output_lengths=(10,),
+        vocabulary=100, words=64, document_lengths=(8, 64), blocks={16: "luna_base_512"}, block_words=64,
+        generation_words=20, output_lengths=(10,),
     ),
 }  # fmt: skip
 # For a smoke run: of the translation models, of the masked-LM models.
@@ -107,6 +108,21 @@ TARGETS: List[Tuple[str, Dict[str, Any], Dict[str, Any], Dict[int, float]]] = [
         )
         for arch in TRANSLATION[1:]
         for beam in (5, 1)
+    ),
+]
+# The same of --full, which is for a GPU.
+FULL_TARGETS: List[Tuple[str, Dict[str, Any], Dict[str, Any], Dict[int, float]]] = [
+    (
+        "attention",
+        {"layer": "Luna", "l": 128, "backward": True},
+        {"layer": "softmax", "l": 0},
+        {1024: 1.0, 8192: 4, 65536: 25},
+    ),
+    (
+        "attention",
+        {"layer": "causal Luna", "l": 128, "backward": True},
+        {"layer": "causal softmax", "l": 0},
+        {4096: 1.0, 16384: 4},
     ),
 ]
 # A step of decoding is timed so many times in a row, for a beam of so many.
@@ -175,7 +191,7 @@ def transcribed(layer: LunaAttention, x: Tensor, packed: Tensor, context: Tensor
 
 
 def check_attention(layer: nn.Module, *inputs: Tensor) -> None:
-    """Hold an attention to the formulas in float64, on the first sentence; short ones with their gradients.
+    """Hold an attention to the formulas in float64, on the first two sentences; short ones with their gradients.
 
     Args:
         layer: either Luna attention.
@@ -200,7 +216,7 @@ def check_attention(layer: nn.Module, *inputs: Tensor) -> None:
     differentiate = inputs[0].size(1) <= GRADIENTS_UP_TO
     results = []
     for function, dtype in ((compute, inputs[0].dtype), (reference, torch.float64)):
-        own = [x[:1].detach().to(dtype).requires_grad_(differentiate) for x in inputs]
+        own = [x[:2].detach().to(dtype).requires_grad_(differentiate) for x in inputs]
         with torch.set_grad_enabled(differentiate):
             out = function(*own)
             # Not all ones, or the gradient of a softmax is zero.
@@ -323,7 +339,7 @@ def layer_step(kind: str, size: int, length: int, backward: bool, args: argparse
     slope = torch.ones(shapes[0], device=args.device, dtype=DTYPES[args.dtype])
     if backward and not args.memory_of:  # once for both; it would take memory of its own
         with checked(layer), torch.no_grad():
-            layer(x[:1], packed[:1])
+            layer(x[:2], packed[:2])
 
     def forward() -> object:
         with torch.no_grad():
@@ -352,6 +368,12 @@ def measure_attention(args: argparse.Namespace) -> List[Dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------------------------- decoding
+def stored_bytes(state: Dict[str, Any]) -> int:
+    """The size of a decoding state. With tied kv some of its tensors are one."""
+    tensors = {x.data_ptr(): x for saved in state.values() for x in saved.values() if x is not None}
+    return sum(x.numel() * x.element_size() for x in tensors.values())
+
+
 def decoding_step(kind: str, size: int, length: int, args: argparse.Namespace) -> Tuple[Callable[[], object], int]:
     """The next position of one layer after ``length`` others, for a beam; and the bytes of what is kept of them.
 
@@ -365,6 +387,7 @@ def decoding_step(kind: str, size: int, length: int, args: argparse.Namespace) -
         for shape in ((BEAM, length + 1, args.dim), (1, size or 1, args.dim))
     )
     last = x[:, -1:]
+    state: Dict[str, Any] = {}
     if isinstance(layer, SoftmaxAttention):
         keys, values = (_heads(proj(x), args.heads).contiguous() for proj in (layer.k_proj, layer.v_proj))
 
@@ -374,10 +397,9 @@ def decoding_step(kind: str, size: int, length: int, args: argparse.Namespace) -
             query = _heads(layer.q_proj(last), args.heads)
             return layer.out_proj(_join(F.scaled_dot_product_attention(query, keys, values)))
 
-        whole, kept = layer(x, packed), [keys, values]
+        whole, state = layer(x, packed), {"cache": {"keys": keys, "values": values}}
     else:
         assert isinstance(layer, CausalLunaAttention)
-        state: Dict[str, Any] = {}
         layer(x[:, :-1], packed, incremental_state=state)
 
         def compute() -> Tensor:
@@ -385,12 +407,10 @@ def decoding_step(kind: str, size: int, length: int, args: argparse.Namespace) -
 
         with checked(layer):
             whole = layer(x, packed.expand(BEAM, -1, -1))
-        # With tied kv both sums are one tensor.
-        kept = list({x.data_ptr(): x for saved in state.values() for x in saved.values() if x is not None}.values())
     error = float((compute() - whole[:, -1:]).abs().max() / whole.abs().max())
     if not error <= TOLERANCE[x.dtype]:
         raise Mismatch(f"{kind} at {length}: a step of decoding is off by {error:.1e}: no speed is printed for it")
-    return lambda: [compute() for _ in range(DECODING_STEPS)], sum(x.numel() * x.element_size() for x in kept)
+    return lambda: [compute() for _ in range(DECODING_STEPS)], stored_bytes(state)
 
 
 def measure_decoding(args: argparse.Namespace) -> List[Dict[str, Any]]:
@@ -442,11 +462,16 @@ def random_tokens(*shape: int, args: argparse.Namespace) -> Tensor:
     return tokens.to(args.device)
 
 
+def examples(arch: str, length: int, args: argparse.Namespace) -> int:
+    """How many sentences, documents or blocks an update takes."""
+    return max(1, (args.block_words if arch in MASKED_LM else args.words) // length)
+
+
 def training_step(arch: str, length: int, args: argparse.Namespace) -> Callable[[], object]:
     """An update by Adam on random symbols; of a masked-LM model, 15 % of them are predicted."""
     model = build_model(arch, max(length, 64) + 2, args).train()
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-5)
-    tokens = random_tokens(max(1, args.words // length), length, args=args)
+    tokens = random_tokens(examples(arch, length, args), length, args=args)
     if arch in MASKED_LM:
         chosen = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)).to(args.device) < 0.15
         wanted = tokens[chosen]
@@ -479,7 +504,7 @@ def measure_training(args: argparse.Namespace) -> List[Dict[str, Any]]:
         seconds = interleaved(steps, args.rounds, args.device)
         del steps
         for arch, found in seconds.items():
-            words = max(1, args.words // length) * length
+            words = examples(arch, length, args) * length
             rows.append(finished({"arch": arch, "length": length, "words": words}, found, "training"))
     return rows
 
@@ -545,8 +570,7 @@ def state_bytes(arch: str, length: int, args: argparse.Namespace) -> Dict[str, i
         for step in range(1, length + 1):
             model.decoder(tokens[:, :step], encoder_out=encoder_out, incremental_state=state)
             if step in (8, length):
-                kept = [x for saved in state.values() for x in saved.values() if x is not None]
-                found[f"after {'8' if step == 8 else 'all'}"] = sum(x.numel() * x.element_size() for x in kept)
+                found[f"after {'8' if step == 8 else 'all'}"] = stored_bytes(state)
     return found
 
 
@@ -554,14 +578,15 @@ def measure_generation(args: argparse.Namespace) -> List[Dict[str, Any]]:
     """Words per second, peak memory, and the size of the decoder's state."""
     rows = []
     for length in args.output_lengths:
+        state = {arch: state_bytes(arch, length, args) for arch in TRANSLATION}
         for beam in (1, 5):
             steps = {arch: generation_step(arch, length, beam, args) for arch in TRANSLATION}
-            seconds = interleaved(steps, 1 if length >= 1000 else args.rounds, args.device)
+            seconds = interleaved(steps, args.rounds, args.device)
             del steps
             for arch, found in seconds.items():
                 words = sentences(length, args) * length
                 row = {"arch": arch, "length": length, "beam": beam, "words": words}
-                rows.append({**finished(row, found, "generation"), "state": state_bytes(arch, length, args)})
+                rows.append({**finished(row, found, "generation"), "state": state[arch]})
     return rows
 
 
@@ -587,6 +612,8 @@ def memory_of(part: str, row: Dict[str, Any], args: argparse.Namespace) -> int:
     """The peak memory of a row in this process, which has done nothing else."""
     build, names = STEPS[part]
     step = build(*(row[name] for name in names), args)
+    if part == "attention" and args.device.type == "cpu":
+        return allocated_bytes(lambda: [step() for _ in range(2)])
     return peak_bytes(lambda: [step() for _ in range(1 if part == "generation" else 2)], args.device)
 
 
@@ -610,7 +637,7 @@ def table(head: List[str], rows: List[List[str]]) -> str:
 def targets(found: Dict[str, Any]) -> str:
     """What was aimed at, and what was measured."""
     lines = []
-    for part, chosen, base, wanted in TARGETS:
+    for part, chosen, base, wanted in FULL_TARGETS if found["sizes"]["dim"] == SIZES["full"]["dim"] else TARGETS:
         rows = found.get(part, [])
         cells = []
         for length, least in wanted.items():
@@ -679,10 +706,14 @@ def report(found: Dict[str, Any]) -> str:
             if row["layer"] == "causal Luna" and ratio(rows, row, layer="transcription")
         ]
         if lines:
-            parts.append(f"The causal layer, {passes}, next to a plain transcription of the formulas.\n")
+            wanted = " (wanted for l = 32: at most 0.1x of its memory)" if backward else ""
+            parts.append(f"The causal layer, {passes}, next to a plain transcription of the formulas{wanted}.\n")
             parts.append(table(["length", "l", "speed, memory"], lines))
     if grown := growth(rows, found["sizes"]["tokens"]):
-        parts.append("Time and memory of one sentence, forward and backward, when it gets twice as long.\n")
+        parts.append(
+            "Time and memory of one sentence, forward and backward, when it gets twice as long (wanted for Luna from "
+            "4,096 on: at most 2.10x).\n"
+        )
         parts.append(grown)
     if rows := found.get("decoding", []):
         lengths = list(dict.fromkeys(row["length"] for row in rows))
@@ -751,7 +782,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="sizes that mean nothing, in a minute")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count; one more warms up")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of a layer; of a model, by autocast")
+    parser.add_argument("--dtype", choices=DTYPES, help="of a layer; of a model, by autocast (--full: bfloat16)")
     parser.add_argument("--lengths", type=int, nargs="+", help="of one layer's input")
     parser.add_argument(
         "--output", type=Path, default=Path("bench-out"), help="a folder; finished parts are kept there"
@@ -764,6 +795,7 @@ def main() -> int:
         return 0
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    args.dtype = args.dtype or ("bfloat16" if args.full else "float32")
     sizes = dict(SIZES["smoke" if args.smoke else "full" if args.full else ""])
     if args.lengths:
         sizes["lengths"] = tuple(args.lengths)

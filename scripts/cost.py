@@ -177,6 +177,10 @@ class Step(Run):
         for name, known in ((task, VOCABULARY), (optimizer, STATE)):
             if name not in known:
                 raise ValueError(f"{path} has {name}: choose a config that has one of {', '.join(known)}")
+        if not cfg.optimization.max_update:
+            raise ValueError(
+                f"{path} has no optimization.max_update, so its updates are not known: choose one that has"
+            )
         symbols = args.vocabulary or VOCABULARY[task]
         with tempfile.TemporaryDirectory() as folder:
             for name in ("dict.en.txt", "dict.de.txt"):

@@ -56,17 +56,24 @@ train_translation() {
   done
 }
 
+# check_trained FOLDER: with a world size and no GPU fairseq may start no process, and end well.
+check_trained() {
+  compgen -G "$1/checkpoints/*.pt" > /dev/null || fail "nothing was trained: see $1/train.log"
+}
+
 # train_config CONFIG_DIR NAME FOLDER OPTIONS...: train until it is done; the log grows over restarts. SMOKE_OPTIONS
 # make a smoke run small.
 train_config() {
-  local config_dir=$1 name=$2 folder=$3 smoke=()
+  local config_dir=$1 name=$2 folder=$3 smoke=() changed
   shift 3
   mkdir -p "$folder"
   # Results of other data or options must not be taken for those of this run.
   if [ -f "$folder/options" ] && ! printf '%s\n' "$@" | cmp -s - "$folder/options"; then
     fail "$folder holds a run with other data or options ($(tr '\n' ' ' < "$folder/options")): repeat those, or set TAG to name this one"
   fi
-  printf '%s\n' "$@" > "$folder/options"
+  [ -f "$folder/options" ] || printf '%s\n' "$@" > "$folder/options"
+  changed=$(find "$config_dir" -name '*.yaml' -newer "$folder/options" | head -n 1)
+  [ -z "$changed" ] || echo "$changed is newer than $folder: if it changes this run, remove that folder, or set TAG"
   if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
   [ -z "$SMOKE" ] || smoke=("${SMOKE_OPTIONS[@]}")
   local device=()
@@ -78,8 +85,7 @@ train_config() {
     hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
     | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160 \
     || fail "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
-  # With a world size and no GPU fairseq may start no process, and end well.
-  compgen -G "$folder/checkpoints/*.pt" > /dev/null || fail "nothing was trained: see $folder/train.log"
+  check_trained "$folder"
   touch "$folder/.trained"
 }
 

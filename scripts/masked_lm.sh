@@ -19,7 +19,8 @@ DEFAULT_OUT=masked-lm-out
 . scripts/experiment.sh
 
 SMOKE_OPTIONS=("${TINY_ENCODER[@]}" ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
-  "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1)
+  "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1
+  ++distributed_training.distributed_world_size=1)
 
 pretrain() {
   [ $# -ge 2 ] || fail "pretrain takes a config and the data"

@@ -1,6 +1,7 @@
 """What the benchmark scripts share: fair timing, peak memory, the machine in words."""
 
 import ctypes
+import itertools
 import json
 import os
 import platform
@@ -84,6 +85,18 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     before = _resident_kib("VmRSS")
     work()
     return (_resident_kib("VmHWM") - before) * 1024
+
+
+def allocated_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that torch holds on a CPU at any moment of ``work``, on top of what it holds before.
+
+    Every allocation counts, an operation's scratch included; so the same work always takes the same.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 def in_own_process(*options: str) -> Any:

@@ -75,8 +75,8 @@ score() {
   local name
   for name in "$@"; do
     check_config configs/translation "$name"
+    [ -f "$(run_of "$name")/.trained" ] || fail "$name is not trained: run '$0 train $name' first${TAG:+, with TAG=$TAG}"
     name=$name${TAG:+-$TAG}
-    [ -f "$OUT/$name/.trained" ] || fail "$name is not trained: run '$0 train $name' first"
     luna-fairseq average --inputs "$OUT/$name/checkpoints" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)" \
       --output "$OUT/$name/average.pt" > "$OUT/$name/average.log" 2>&1 || fail "averaging failed: see $OUT/$name/average.log"
     fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$OUT/$name/average.pt" --cpu \

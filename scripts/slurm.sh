@@ -22,7 +22,7 @@ CPUS=${CPUS:-4}     # cores of each process
 TIME=${TIME:-24:00:00}
 SBATCH=${SBATCH:-}  # more options of sbatch, such as "--partition gpu --account ours"
 
-if [ -z "${SLURM_JOB_ID:-}" ]; then
+if [ -z "${SUBMITTED:-}" ]; then
   # What is wrong is said now, not after hours in the queue.
   DATA=$(
     DEFAULT_OUT=outputs
@@ -34,7 +34,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
   [[ -z $OUT || $OUT == /* ]] || OUT=$CALLER/$OUT
   # SBATCH is a list of words.
   # shellcheck disable=SC2086
-  exec sbatch --job-name "${CONFIG##*/}" --nodes "$NODES" --ntasks-per-node 1 --gpus-per-node "$GPUS" \
+  SUBMITTED=1 exec sbatch --job-name "${CONFIG##*/}" --nodes "$NODES" --ntasks-per-node 1 --gpus-per-node "$GPUS" \
     --cpus-per-task $((CPUS * GPUS)) --time "$TIME" --requeue --open-mode append --output "$CALLER/slurm-%j.out" \
     --chdir "$PWD" --export ALL $SBATCH "$PWD/scripts/slurm.sh" "$@"
 fi

@@ -4,9 +4,11 @@
 #   CONFIG=masked_lm/pretrain_small DATA=corpus/data-bin/shard0:corpus/data-bin/shard1 scripts/torchrun.sh [OPTIONS...]
 #
 # OPTIONS are those of fairseq-hydra-train, such as optimization.max_update=1000. An update takes update_freq batches of
-# every process: if you change their number, keep the product with optimization.update_freq=[N].
+# every process: with another number of them than in the config, keep the product by optimization.update_freq=[N].
 # On many machines give the same command on each, with NODES and HEAD; the same folders must be there, OUT shared.
-# It can be interrupted: the same command goes on from the last checkpoint. scripts/slurm.sh is for a Slurm cluster.
+# It can be interrupted: the same command goes on from the last checkpoint. A run that has begun takes other options, or
+# another number of processes, only with CHANGED=1: in that epoch some sentences may then come twice, or not at all.
+# scripts/slurm.sh is for a Slurm cluster.
 # Run it in an environment that has the plugin: PATH=.venv/bin:$PATH scripts/torchrun.sh ...
 set -euo pipefail
 CALLER=$PWD
@@ -48,9 +50,9 @@ small=()
 [[ -z $SMOKE || $CONFIG != translation/* ]] || small+=("${TINY_DECODER[@]}")
 
 mkdir -p "$OUT/logs"
-RUN=$(printf '%s\n' "$CONFIG" "$DATA" "$@")
-! compgen -G "$OUT/checkpoints/*.pt" > /dev/null || [ "$RUN" = "$(cat "$OUT/run" || true)" ] \
-  || fail "$OUT holds another run ($(tr '\n' ' ' < "$OUT/run")): repeat that, or set OUT"
+RUN=$(printf '%s\n' "$CONFIG" "$DATA" "$((NODES * PROCESSES)) processes" "$@")
+! compgen -G "$OUT/checkpoints/*.pt" > /dev/null || [ "$RUN" = "$(cat "$OUT/run" || true)" ] || [ -n "${CHANGED:-}" ] \
+  || fail "$OUT holds another run ($(tr '\n' ' ' < "$OUT/run")): repeat that, set OUT, or set CHANGED=1 to go on otherwise"
 if [ -f "$OUT/.trained" ]; then echo "already trained: $OUT"; exit; fi
 rm -f "$OUT/failed"
 
@@ -92,10 +94,11 @@ job=$!
 # torchrun ends its processes when it is told to end; the shell by itself would leave all running.
 stopped=
 trap 'stopped=1; kill "$job" 2> /dev/null' HUP INT TERM
-code=0
-while kill -0 "$job" 2> /dev/null; do
+wait "$job" && code=0 || code=$?
+while kill -0 "$job" 2> /dev/null; do  # a signal ends "wait", not yet the job
   wait "$job" && code=0 || code=$?
 done
 [ -z "$stopped" ] || fail "interrupted: the same command goes on from the last checkpoint"
 [ "$code" = 0 ] || fail "training stopped: $(cat "$OUT/failed" 2> /dev/null || echo "torchrun says why above") (log: $OUT/train.log)"
+check_trained "$OUT"
 touch "$OUT/.trained"

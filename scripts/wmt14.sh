@@ -10,8 +10,8 @@
 #   scripts/wmt14.sh score NAME...    sacreBLEU with its signature, tokenised BLEU; a model card beside the average
 #   scripts/wmt14.sh table            what is finished next to the paper's figures; the rest says "not run"
 #
-# Environment: OUT (wmt14-out), RECIPE (sentencepiece, or moses as published), AVERAGE (10), LENPEN (0.6), WORKERS,
-# THREADS, WMT14_SOURCE, WMT14_CHECKSUMS (a file of sha256sum, for other archives); SMOKE=1 (a tiny run in OUT/smoke);
+# Environment: OUT (wmt14-out), RECIPE (sentencepiece, or moses as published), AVERAGE (10), LENPEN (0.6, or what tune
+# found), WORKERS, THREADS, WMT14_SOURCE, WMT14_CHECKSUMS (a file of sha256sum, for other archives); SMOKE=1 (a tiny run in OUT/smoke);
 # OPTIONS and TAG as in scripts/multi30k.sh: OPTIONS="optimization.update_freq=[4]" with a quarter of the GPUs.
 # Run it in an environment that has the plugin: PATH=.venv/bin:$PATH scripts/wmt14.sh ...
 set -euo pipefail
@@ -25,7 +25,6 @@ case $RECIPE in sentencepiece | moses) ;; *) fail "RECIPE is $RECIPE: set it to 
 DATA=$OUT/$RECIPE
 WORKERS=${WORKERS:-$(nproc)}
 AVERAGE=${AVERAGE:-10}
-LENPEN=${LENPEN:-0.6}
 
 download() {
   local source=${WMT14_SOURCE:-} checksums=()
@@ -42,15 +41,15 @@ prepare() {
     --valid "$OUT/raw/valid" --test "$OUT/raw/test" --recipe "$RECIPE" --workers "$WORKERS" --out "$DATA" "${small[@]}"
 }
 
-[ -z "$SMOKE" ] || DATA_BIN=$DATA/smoke/data-bin
-DATA_BIN=${DATA_BIN:-$DATA/data-bin}
+PIECES=$DATA${SMOKE:+/smoke}
+DATA_BIN=$PIECES/data-bin
 need_data() { [ -d "$DATA_BIN" ] || fail "no data in $DATA: run '$0 prepare' first"; }
 # The folder of a run.
 run_of() { echo "$OUT/$1.$RECIPE${TAG:+-$TAG}"; }
 need_file() { [ -f "$1" ] || fail "$1 does not exist: run '$0 $2' first"; }
 
 SMOKE_OPTIONS=("${TINY_ENCODER[@]}" "${TINY_DECODER[@]}" ++optimization.max_update=4 ++checkpoint.save_interval_updates=2
-  ++common.log_interval=1 ++dataset.max_tokens=1000)
+  ++common.log_interval=1 ++dataset.max_tokens=1000 ++distributed_training.distributed_world_size=1)
 
 train() {
   need_data
@@ -75,9 +74,9 @@ translate() {
   [ ! -f "$to" ] || [ "$folder/average.pt" -nt "$to" ] || return 0
   has_gpu || device=(--cpu --num-workers 0 --data-buffer-size 0)
   if [ "$RECIPE" = moses ]; then
-    pieces=(--tokenizer moses --bpe subword_nmt --bpe-codes "${DATA_BIN%/data-bin}/codes")
+    pieces=(--tokenizer moses --bpe subword_nmt --bpe-codes "$PIECES/codes")
   else
-    pieces=(--bpe sentencepiece --sentencepiece-model "${DATA_BIN%/data-bin}/sentencepiece.model")
+    pieces=(--bpe sentencepiece --sentencepiece-model "$PIECES/sentencepiece.model")
   fi
   fairseq-generate "$DATA_BIN" --user-dir "$USER_DIR" --path "$folder/average.pt" --source-lang en --target-lang de \
     --gen-subset "$subset" --beam 5 --lenpen "$lenpen" --max-tokens 8000 "${device[@]}" "${pieces[@]}" > "$log" 2>&1 \
@@ -119,8 +118,10 @@ PY
   done
 }
 
-# The length penalty of a run: tuned, or LENPEN.
-lenpen_of() { if [ -f "$1/lenpen" ]; then cat "$1/lenpen"; else echo "$LENPEN"; fi; }
+# The length penalty of a run: LENPEN, or the one that was tuned for this average.
+lenpen_of() {
+  if [ -n "${LENPEN:-}" ]; then echo "$LENPEN"; elif [ "$1/lenpen" -nt "$1/average.pt" ]; then cat "$1/lenpen"; else echo 0.6; fi
+}
 
 generate() {
   need_data
@@ -139,6 +140,7 @@ score() {
     folder=$(run_of "$name")
     lenpen=$(lenpen_of "$folder")
     need_file "$folder/test.$lenpen.de" "generate $name"
+    [ "$folder/test.$lenpen.de" -nt "$folder/average.pt" ] || fail "$folder/average.pt is newer than its translations: run '$0 generate $name' first"
     python scripts/score_translation.py "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
     mv "$folder/score.tmp" "$folder/score.json"
     luna-fairseq card "$folder/average.pt" --test-set newstest2014 --score "$folder/score.json" > /dev/null 2>&1 \
@@ -170,7 +172,8 @@ print("| newstest2014 | paper: tokenised BLEU, parameters | ours: tokenised BLEU
 signatures = set()
 for row, bleu, parameters, config in paper:
     path = out / f"wmt14_{config}.{kind}" / "score.json"
-    if path.exists():
+    # Not of an average that another one has replaced.
+    if path.exists() and path.stat().st_mtime_ns >= path.with_name("average.pt").stat().st_mtime_ns:
         bleu_here, tokenised = json.loads(path.read_text())
         signatures.add(bleu_here["signature"])
         cells = f"{tokenised['score']} | {bleu_here['score']}"

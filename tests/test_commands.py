@@ -180,7 +180,6 @@ def test_attention_map(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
         assert found.translation == hub.translate("the old cat")
     assert not torch.allclose(first.heads, last.heads)
-    hub.models[0].decoder.need_attn = True
     printed = hub.generate([hub.encode("the old cat")], print_alignment="soft")[0][0]["attention"]
     torch.testing.assert_close(last.heads.mean(dim=0), printed.T, atol=1e-5, rtol=1e-4)
 

@@ -68,7 +68,7 @@ def test_truncated_checkpoint_is_named(kept: float, tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(
-        compat.CheckpointError, match=r"checkpoint_last.pt \(\d+ bytes\) is cut short or damaged.*--rest"
+        compat.CheckpointError, match=r"checkpoint_last.pt \(\d+ bytes\) is cut short or damaged.*take an older"
     ):
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
     with pytest.raises(FileNotFoundError):
@@ -171,6 +171,13 @@ def test_a_run_that_stops_in_the_middle_of_an_epoch_exits_0() -> None:
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.long
+def test_thirty_trainings_that_stop_in_an_epoch_exit_well(corpus: Corpus, tmp_path: Path) -> None:
+    for run in range(30):
+        said = train(corpus, tmp_path / str(run), "--max-update", 2, "--data-buffer-size", 10, "--no-save")
+        assert "done training" in said
 
 
 def test_only_the_noise_is_quiet() -> None:

@@ -224,8 +224,12 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
 
     again = _finish(start("torchrun.sh", out, corpus.data, *options, PROCESSES=2))
     assert f"already trained: {out}" in again and "Loaded checkpoint" not in again
-    other = _finish(start("torchrun.sh", out, corpus.data, *options, "common.seed=4", PROCESSES=2), code=1)
-    assert "holds another run" in other and "or set OUT" in other
+    for changed, processes in ((["common.seed=4"], 2), ([], 1)):
+        other = [out, corpus.data, *options, *changed]
+        said = _finish(start("torchrun.sh", *other, PROCESSES=processes), code=1)
+        assert "2 processes" in said and "holds another run" in said and "set CHANGED=1" in said
+        said = _finish(start("torchrun.sh", *other, PROCESSES=processes, CHANGED=1))
+        assert f"already trained: {out}" in said
 
 
 SLURM = {

@@ -239,6 +239,7 @@ def test_initialisation() -> None:
         (dict(sentence_class_num=1), "--sentence-class-num is 1: it must be at least 2"),
         (dict(act_dropout=1.5), "--act-dropout is 1.5"),
         (dict(documents=3), "--documents is 3"),
+        (dict(input_type="image", quant_noise_scalar=0.1), "--quant-noise-scalar is 0.1"),
         (
             dict(tie_layer_weights=True, encoder_layers_to_keep="0"),
             "--encoder-layers-to-keep is 0: layers that share",

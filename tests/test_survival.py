@@ -244,7 +244,7 @@ def test_killed_between_the_files_of_the_first_save(corpus: Corpus, whole: Path,
     left = {path.name for path in save.iterdir()}
     assert left == {"checkpoint_1_2.pt", "checkpoint_best.pt", "checkpoint_last.pt.tmp"}
     said = train(corpus, save, *SHORT)
-    assert f"{save}/checkpoint_last.pt is missing: going on from {save}/checkpoint_1_2.pt" in said
+    assert f"{save}/checkpoint_last.pt is missing: going on from {save}/checkpoint_best.pt" in said
     assert logged(said, "num_updates") == [str(update) for update in range(3, 10)]
     _assert_same_run(save, whole)
     assert not list(save.glob("*.tmp"))
@@ -261,12 +261,14 @@ def test_flipped_byte_is_named_and_the_one_before_it_is_gone_on_from(corpus: Cor
 
     said = train(corpus, half, *SHORT, code=1)
     assert f"{path} ({len(content)} bytes) is cut short or damaged" in said.splitlines()[-1]
-    assert f"--restore-file {half}/checkpoint_2_8.pt" in said.splitlines()[-1]
+    assert f"move it away, and the same training goes on from {half}/checkpoint_best.pt" in said.splitlines()[-1]
     assert path.read_bytes() == content and not list(half.glob("*.tmp"))
 
-    said = train(corpus, half, *SHORT, "--restore-file", half / "checkpoint_2_6.pt")
-    assert logged(said, "num_updates") == ["7", "8", "9"]
-    _assert_same_run(half, whole)
+    path.rename(half / "damaged")
+    for options, updates in (([], ["9"]), (["--restore-file", half / "checkpoint_2_6.pt"], ["7", "8", "9"])):
+        said = train(corpus, half, *SHORT, *options)
+        assert logged(said, "num_updates") == updates
+        _assert_same_run(half, whole)
 
 
 def test_restore_file_that_is_not_there(corpus: Corpus, half: Path) -> None:
@@ -411,7 +413,8 @@ def test_newest_checkpoint(tmp_path: Path) -> None:
 
     assert newest_checkpoint(str(tmp_path / "nowhere")) is None
     assert newest("crash.pt", "average.pt", "checkpoint_last.pt", "checkpoint2.pt.tmp") is None
-    assert newest("checkpoint10.pt", "checkpoint9.pt", "checkpoint_best.pt") == "checkpoint10.pt"
+    assert newest("checkpoint_best.pt", "checkpoint10.pt", "checkpoint9.pt") == "checkpoint10.pt"
+    assert newest("checkpoint10.pt", "checkpoint_best.pt", "checkpoint9.pt") == "checkpoint_best.pt"
     assert newest("checkpoint_3_120.pt", "checkpoint_3_40.pt", "checkpoint2.pt") == "checkpoint_3_120.pt"
     assert newest("checkpoint3.pt", "checkpoint_3_120.pt") == "checkpoint3.pt"
     assert newest("checkpoint3.pt", "checkpoint_3_120.pt", but="checkpoint3.pt") == "checkpoint_3_120.pt"

@@ -1,11 +1,11 @@
 """What the translation model promises, whatever its weights."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
 import torch
-from fairseq.models.transformer import TransformerConfig
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -75,6 +75,7 @@ def test_neighbours_and_padding_change_nothing(variant: Dict[str, Any]) -> None:
 def test_step_by_step_is_all_at_once(variant: Dict[str, Any], side: str) -> None:
     """One position a call, or several, also behind padding."""
     model = make_model(**variant).eval()
+    model.decoder.need_attn = True
     source, target = _batch(_sentences([3, 12, 7]), "left"), _batch(_sentences([6, 2, 9], seed=1), side)
     encoder_out = model.encoder(source)
     want, extra = model.decoder(target, encoder_out=encoder_out)
@@ -153,7 +154,7 @@ def test_empty_sentences_give_finite_numbers_and_gradients() -> None:
         logits.logsumexp(-1).sum().backward()
         for name, p in model.named_parameters():
             assert torch.isfinite(p.grad).all(), name
-        assert torch.isfinite(model.eval()(source, None, target)[1]["attn"][0]).all()
+        assert torch.isfinite(model.eval()(source, None, target, alignment_layer=0)[1]["attn"][0]).all()
         model.train()
 
 
@@ -191,25 +192,61 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
         assert_close(grads[1][name], grad, name)
 
 
-def test_options_of_the_transformer_work() -> None:
-    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
-    for options in (
-        {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5},
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_layerdrop": 0.5},
+        {"decoder_layerdrop": 0.5},
         {"quant_noise_pq": 0.2},
-        {"adaptive_softmax_cutoff": [10, 30], "share_all_embeddings": False},
-        {"share_all_embeddings": False, "share_decoder_input_output_embed": True},
-        {"share_all_embeddings": False, "merge_src_tgt_embed": True},
-        {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "word_dropout": 0.2},
-        {"encoder_layers_to_keep": "1", "decoder_layers_to_keep": "0"},
-        {"activation_fn": "gelu", "encoder_ffn_embed_dim": 48},
+        {"dropout": 0.1},
+        {"attention_dropout": 0.1},
+        {"activation_dropout": 0.1},
+        {"word_dropout": 0.2},
+    ],
+    ids=str,
+)
+def test_noise_of_the_transformer(options: Dict[str, Any]) -> None:
+    """Other numbers in each training pass, always the same ones in evaluation."""
+    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    for training in (True, False):
+        model = make_model(encoder_layers=3, decoder_layers=3, **options).train(training)
+        outs = [model(source, None, target)[0] for _ in range(8)]
+        assert all(torch.isfinite(out).all() for out in outs)
+        assert any(not torch.equal(out, outs[0]) for out in outs) == training
+
+
+def test_options_of_the_transformer_work(tmp_path: Path) -> None:
+    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    shared = make_model(share_all_embeddings=True)
+    tables = [shared.encoder.embed_tokens, shared.decoder.embed_tokens, shared.decoder.output_projection]
+    assert len({id(table.weight) for table in tables}) == 1
+    for options, distinct in (
+        ({"share_decoder_input_output_embed": True}, 2),
+        ({"merge_src_tgt_embed": True}, 1),
+        ({}, 3),
     ):
-        model = make_model(**options)
-        out, _ = model(source, None, target)
-        assert torch.isfinite(out).all(), options
-        assert out.size(-1) == (32 if "adaptive_softmax_cutoff" in options else 50)
-        if "adaptive_softmax_cutoff" in options:
-            log_probs = model.get_normalized_probs((out, None), log_probs=True, sample=None)
-            assert_close(log_probs.exp().sum(-1), torch.ones(target.shape), "adaptive softmax", rel=1e-4)
+        model = make_model(share_all_embeddings=False, **options)
+        assert torch.isfinite(model(source, None, target)[0]).all()
+        tables = [model.encoder.embed_tokens, model.decoder.embed_tokens, model.decoder.output_projection]
+        assert len({id(table.weight) for table in tables}) == distinct, options
+
+    model = make_model(adaptive_softmax_cutoff=[10, 30], share_all_embeddings=False)
+    out, _ = model(source, None, target)
+    assert out.size(-1) == 32
+    log_probs = model.get_normalized_probs((out, None), log_probs=True, sample=None)
+    assert_close(log_probs.exp().sum(-1), torch.ones(target.shape), "adaptive softmax", rel=1e-4)
+
+    model = make_model(encoder_layers_to_keep="1", decoder_layers_to_keep="0")
+    assert (len(model.encoder.layers), len(model.decoder.layers)) == (1, 1)
+    relu, gelu = (make_model(activation_fn=name) for name in ("relu", "gelu"))
+    assert not torch.allclose(relu(source, None, target)[0], gelu(source, None, target)[0])
+
+    path, vector = tmp_path / "vectors", torch.arange(32) / 8
+    path.write_text(f"1 32\nw3 {' '.join(map(str, vector.tolist()))}\n")
+    model = make_model(share_all_embeddings=False, encoder_embed_path=str(path))
+    row = make_dictionary().index("w3")
+    assert torch.equal(model.encoder.embed_tokens.weight[row], vector)
+    assert not torch.equal(model.decoder.embed_tokens.weight[row], vector)
 
 
 def test_pruned_checkpoint_loads() -> None:
@@ -267,9 +304,22 @@ def test_attention_is_computed_only_where_it_is_read() -> None:
     source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
     assert model(source, None, target)[1]["attn"] == [None]
     assert model(source, None, target, alignment_layer=0)[1]["attn"][0].shape == (2, 6, 12)
-    assert model.eval()(source, None, target)[1]["attn"][0].shape == (2, 6, 12)
-    model.decoder.make_generation_fast_(need_attn=False)
-    assert model(source, None, target)[1]["attn"] == [None]
+    assert model.eval()(source, None, target)[1]["attn"] == [None]  # a validation does not read it
+    model.decoder.make_generation_fast_(need_attn=True)
+    assert model(source, None, target)[1]["attn"][0].shape == (2, 6, 12)
+
+
+def test_attention_that_is_trained() -> None:
+    """As --load-alignments needs it: with gradients, and the same output."""
+    model = make_model()
+    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    want = model(source, None, target)[0]
+    model.decoder.need_attn = True
+    out, extra = model(source, None, target)
+    assert_close(out, want, "output")
+    extra["attn"][0].square().sum().backward()
+    gradients = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert {f"decoder.layers.1.encoder_attn.{name}.weight" for name in ("q_proj", "pq_proj")} <= gradients
 
 
 # What the published implementation has (vocabulary 37,004), less the norms that never had a gradient.
@@ -295,16 +345,6 @@ def test_parameter_counts(untied: bool, length: int, shared: bool, published: in
     with torch.device("meta"):
         model = LunaModel.build_model(config, make_task(dictionary, dictionary))
     assert sum(p.numel() for p in model.parameters()) == published - 1_024
-
-
-def test_every_option_of_fairseqs_transformer_is_here() -> None:
-    names = {f.name for f in dataclasses.fields(LunaConfig)}
-    for outer in dataclasses.fields(TransformerConfig):
-        if outer.name in ("encoder", "decoder", "quant_noise"):
-            assert any(name.startswith(outer.name) for name in names)
-        else:
-            assert outer.name in names
-    assert {"encoder_embed_dim", "decoder_learned_pos", "quant_noise_pq_block_size"} <= names
 
 
 @pytest.mark.parametrize("option", REFUSED)

@@ -321,6 +321,10 @@ def test_from_archives_to_the_table(wmt14_archives: Path, tmp_path: Path, monkey
     assert "not run" not in row and "| 27.6, 77.6M |" in row
     assert table.count("not run | not run") == 9 and "nrefs:1" in table
     assert "choose one of" in run_script(tmp_path, script, "train", "nothing", code=1)
+    # Scores are those of the average that is there.
+    os.utime(tmp_path / "smoke" / f"{config}.moses" / "average.pt")
+    assert run_script(tmp_path, script, "table").count("not run | not run") == 10
+    assert f"run 'scripts/wmt14.sh generate {config}' first" in run_script(tmp_path, script, "score", config, code=1)
 
 
 @pytest.mark.long

@@ -358,6 +358,11 @@ def _check_lra_config(args: Any, dictionary: Optional[Any]) -> None:
         )
     if args.use_p and args.layer_type != "luna":
         raise ValueError(f"--use-p needs --layer-type luna, not {args.layer_type}: others have no packed sequence")
+    if args.input_type == "image" and args.quant_noise_scalar:
+        raise ValueError(
+            f"--quant-noise-scalar is {args.quant_noise_scalar}: fairseq cannot quantise the embedding of pixels; "
+            "leave it out"
+        )
     if args.input_type == "text" and dictionary is None:
         raise ValueError("--input-type is text and the task lra-image reads real numbers: add --input-type image")
     if args.input_type == "image" and dictionary is not None:

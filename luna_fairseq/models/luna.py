@@ -176,14 +176,14 @@ class LunaDecoder(TransformerDecoderBase):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
         self.dropout_module = Dropout.like(self.dropout_module)
         self.word_dropout = WordDropout(cfg.word_dropout)
-        self.need_attn = True
+        self.need_attn = False
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         self._layers_to_build -= 1
         return _wrap_layer(LunaDecoderLayer(cfg, last=self._layers_to_build == 0), cfg)
 
     def make_generation_fast_(self, need_attn: bool = False, **unused: Any) -> None:
-        """Called by fairseq before generation: attention is computed only if it is to be printed."""
+        """Called by fairseq before generation: attention, N x M numbers a head, is computed only to be printed."""
         self.need_attn = need_attn
 
     def _embed(self, tokens: Tensor, new: int) -> Tensor:
@@ -231,7 +231,7 @@ class LunaDecoder(TransformerDecoderBase):
             encoder_out: from :meth:`LunaEncoder.forward`.
             incremental_state: fairseq's decoding state, or None.
             full_context_alignment: must be False: causal Luna attention has no other form.
-            alignment_layer: return the attention of this layer (default: the last one, not in training).
+            alignment_layer: return the attention of this layer (default: of the last one if ``need_attn`` is set).
             alignment_heads: average the attention over the first so many heads (default: all).
 
         Returns:
@@ -246,7 +246,7 @@ class LunaDecoder(TransformerDecoderBase):
             raise ValueError("--full-context-alignment is not available: the Luna decoder is causal; leave it out")
         if encoder_out is None:
             raise ValueError("the Luna decoder needs encoder_out: its packed sequence comes from the encoder")
-        need_attn = alignment_layer is not None or (self.need_attn and not self.training)
+        need_attn = alignment_layer is not None or self.need_attn
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
 

@@ -7,6 +7,9 @@ from typing import Any, Iterable, List
 import numpy as np
 import torch
 from fairseq.data import indexed_dataset
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.registry import REGISTRIES
+from omegaconf import DictConfig
 
 _INDEX_HEAD = struct.Struct("<9sQBQ")  # magic, version, type, number of entries
 
@@ -99,6 +102,30 @@ def check_count(path: str, labels: int, examples: int, what: str = "labels") -> 
     """Raise :class:`DataError` if a file has another number of labels than there are examples."""
     if labels != examples:
         raise DataError(f"{path} has {labels} {what} for {examples} examples: prepare the data again")
+
+
+def check_names(cfg: Any) -> None:
+    """Say which name of a YAML nobody registered.
+
+    fairseq 0.12.3 ends with "KeyError: '_name'" (a model) or with the bare name (anything else), after it has loaded
+    the data.
+
+    Args:
+        cfg: fairseq's whole config, or one of a task alone, which passes.
+
+    Raises:
+        ValueError: with the name and its group.
+    """
+    known = {group: registry["registry"] for group, registry in REGISTRIES.items()}
+    known["model"] = {**ARCH_MODEL_REGISTRY, **MODEL_REGISTRY}
+    for group, names in known.items():
+        part = cfg.get(group)
+        name = part.get("_name") if isinstance(part, DictConfig) else None
+        if name is not None and name not in names:
+            raise ValueError(
+                f"{group}._name is {name!r}, which nobody registered: correct it, or name the plugin that has it in "
+                "common.user_dir"
+            )
 
 
 def check_processes(cfg: Any) -> None:

@@ -9,6 +9,7 @@ from fairseq.data import LanguagePairDataset, data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
+from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.tasks._checks import check_dictionary, check_folder
 
 logger = logging.getLogger(__name__)
@@ -46,10 +47,21 @@ class CheckedTranslationTask(TranslationTask):
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(cfg, from_checkpoint)
+        self._compute_attention([model])
         # What the model was trained for, which need not be what the command line says now.
         limits = [limit for limit in (self._model_source_positions, model.max_positions()[0]) if limit is not None]
         self._model_source_positions = min(limits)
         return model
+
+    def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
+        self._compute_attention(models, bool(getattr(args, "print_alignment", None)))
+        return super().build_generator(models, args, *more, **kwargs)
+
+    def _compute_attention(self, models: List[Any], printed: bool = False) -> None:
+        """Let Luna compute the attention over the source where it is printed, or is held to --load-alignments."""
+        for model in models:
+            if isinstance(model, LunaModel):
+                model.decoder.need_attn = printed or self.cfg.load_alignments
 
     def build_dataset_for_inference(
         self, src_tokens: List[Tensor], src_lengths: List[int], constraints: Optional[Any] = None

@@ -373,7 +373,7 @@ def _check_data_and_sizes() -> None:
                 ) from error
             if isinstance(error, KeyError) and error.args == ("best",):
                 raise CheckpointMismatch(
-                    f"{filename} holds the state of another --lr-scheduler: add --reset-lr-scheduler, or give that one"
+                    f"{filename} holds the state of another --lr-scheduler: give that one, or --reset-lr-scheduler"
                 ) from error
             if isinstance(error, ValueError) and "parameter group" in str(error):
                 raise CheckpointMismatch(

@@ -6,7 +6,7 @@ import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 import torch
@@ -164,6 +164,22 @@ def test_from_pretrained_translates(corpus: Corpus, trained: Path) -> None:
     both = hub.translate(["the old cat", "a red house"], beam=2)
     assert isinstance(one, str) and "▁" not in one
     assert len(both) == 2 and both[0] == one
+
+
+def test_tensorboard(corpus: Corpus, tmp_path: Path) -> None:
+    """As in fairseq: a folder of events for every kind of line in the log, with its numbers."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    train(corpus, tmp_path, *"--max-update 3 --log-interval 1 --no-save".split(), "--tensorboard-logdir", tmp_path)
+    losses: Dict[str, List[int]] = {}
+    for path in tmp_path.glob("*/events*"):
+        content = path.read_bytes()
+        while content:  # length, its checksum, the event, its checksum
+            size = int.from_bytes(content[:8], "little")
+            event = event_pb2.Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+            if any(value.tag == "loss" for value in event.summary.value):
+                losses.setdefault(path.parent.name, []).append(event.step)
+    assert losses["train_inner"] == [1, 2, 3] and losses["train"] == losses["valid"] == [3]
 
 
 def test_attention_map(corpus: Corpus, trained: Path, tmp_path: Path) -> None:

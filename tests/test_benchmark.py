@@ -93,3 +93,9 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
         [sys.executable, "scripts/benchmark.py", *asked[0]], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) > 0
+
+
+def test_the_readme_has_the_report_of_the_run() -> None:
+    found = json.loads((ROOT / "docs" / "benchmark.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert benchmark.report(found) in readme, "run: python scripts/benchmark.py --report docs/benchmark.json"

@@ -301,8 +301,8 @@ def _check_data_and_sizes() -> None:
     * ``Trainer.load_checkpoint``: fairseq starts from scratch if the file that --restore-file names is missing,
       says "please ensure that the architectures match" whatever is wrong, takes an optimizer state of other
       shapes, with which the first update fails, goes on from a checkpoint without one
-      (--no-save-optimizer-state, an average) as if its warm-up were still to come, and says "train_iterator" of a
-      crash.pt.
+      (--no-save-optimizer-state, an average) as if its warm-up were still to come, and says "best" of the state of
+      another --lr-scheduler.
     * ``checkpoint_utils.load_model_ensemble_and_task``, which loads for evaluation: fairseq takes random
       weights for a classification head that the checkpoint lacks or has in another size.
     """
@@ -366,11 +366,6 @@ def _check_data_and_sizes() -> None:
         except Exception as error:
             if isinstance(error.__context__, CheckpointMismatch):
                 raise error.__context__ from None
-            if isinstance(error, KeyError) and error.args == ("train_iterator",):  # such as crash.pt
-                raise CheckpointMismatch(
-                    f"{filename} holds no place in the data to go on from: name an earlier checkpoint, such as "
-                    f"{newest_checkpoint(os.path.dirname(filename)) or 'checkpoint_last.pt'}"
-                ) from error
             if isinstance(error, KeyError) and error.args == ("best",):
                 raise CheckpointMismatch(
                     f"{filename} holds the state of another --lr-scheduler: give that one, or --reset-lr-scheduler"

@@ -70,6 +70,7 @@ def test_operations_of_masked_lm(model: str, tmp_path: Path) -> None:
     assert step.operations() == pytest.approx(step.counted_operations(), rel=0.005)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("optimizer", "fp16"), [("apollo", False), ("adam", True)])
 def test_memory(optimizer: str, fp16: bool, tmp_path: Path) -> None:
     """80 MiB of what is measured are the process's own."""

@@ -161,6 +161,7 @@ def _free_port() -> int:
     raise AssertionError("no free port")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["translation", "masked_lm"])
 def test_two_processes_train_as_one_with_two_batches(
     task: str, corpus: Corpus, lm_corpus: LMCorpus, start: Start, tmp_path: Path

@@ -265,6 +265,7 @@ def test_fill_mask(lm_corpus: LMCorpus, pretrained: Path) -> None:
         luna.fill_mask("no gap")
 
 
+@pytest.mark.long
 def test_errors_say_what_to_change(lm_corpus: LMCorpus, pretrained: Path, tmp_path: Path) -> None:
     folder = lm_corpus.folder
     before = (pretrained / "checkpoint_last.pt").read_bytes()
@@ -311,6 +312,7 @@ def test_errors_say_what_to_change(lm_corpus: LMCorpus, pretrained: Path, tmp_pa
     assert not list(tmp_path.glob("save/*.pt"))
 
 
+@pytest.mark.long
 def test_errors_of_fine_tuning(lm_corpus: LMCorpus, pretrained: Path, tmp_path: Path) -> None:
     pairs = lm_corpus.folder / "pairs"
     save = tmp_path / "save"

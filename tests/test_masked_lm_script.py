@@ -4,11 +4,14 @@ import json
 import random
 from pathlib import Path
 
+import pytest
+
 from commands import run_script
 
 WORDS = "the a small old cat dog house man woman sees finds loves red green and".split()
 
 
+@pytest.mark.long
 def test_from_text_to_the_table(tmp_path: Path) -> None:
     generator = random.Random(4)
 

@@ -94,6 +94,7 @@ def test_commands_for_your_own_data(corpus: Corpus, tmp_path: Path) -> None:
     assert (tmp_path / "hydra-checkpoints" / "checkpoint_last.pt").exists()
 
 
+@pytest.mark.long
 def test_commands_for_masked_lm(tmp_path: Path) -> None:
     generator = random.Random(2)
     words = "the dog runs over a small green hill and sees one sentence another joy to watch waste of time".split()
@@ -138,6 +139,7 @@ def test_commands_for_masked_lm(tmp_path: Path) -> None:
     assert "| luna_tied_32 |" in output and "tensor([[" in output
 
 
+@pytest.mark.long
 def test_commands_for_the_long_range_arena(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     for folder in ("scripts", "configs"):
@@ -166,6 +168,7 @@ def test_commands_for_the_long_range_arena(tmp_path: Path) -> None:
     assert len(figures) == 4
 
 
+@pytest.mark.long
 def test_commands_for_wmt14(wmt14_archives: Path, tmp_path: Path) -> None:
     for folder in ("scripts", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)

@@ -17,12 +17,14 @@ READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 
 # Another torch than the one that .venv was made with is not put under compiled code.
+SAME_TORCH = [ "$$(cat $(READY))" = '$(TORCH)|$(SYSTEM_TORCH)' ] || { \
+	echo '$(VENV) was set up with another TORCH or SYSTEM_TORCH ('"$$(cat $(READY))"'): repeat those, or run "make clean" first'; exit 1; }
+
 setup: $(READY)
-	@case "$(origin TORCH) $(origin SYSTEM_TORCH)" in *command*|*environment*) \
-		[ "$$(cat $(READY))" = '$(TORCH)|$(SYSTEM_TORCH)' ] || { echo "$(VENV) was set up with another TORCH or SYSTEM_TORCH ($$(cat $(READY))): run \"make clean\" first, or leave them out"; exit 1; };; \
-	esac
+	@case "$(origin TORCH) $(origin SYSTEM_TORCH)" in *command*|*environment*) $(SAME_TORCH);; esac
 
 $(READY): pyproject.toml Makefile
+	@test ! -s $@ || $(SAME_TORCH)
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"Python is {sys.version.split()[0]}: set PYTHON to a 3.11 or 3.12")'
 ifeq ($(SYSTEM_TORCH),)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -99,10 +99,11 @@ def test_save_folder_of_another_architecture(corpus: Corpus, tmp_path: Path) -> 
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
 
 
-def test_a_run_that_diverges_says_when_and_what_to_try(corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [[], ["--amp"]], ids=str)
+def test_a_run_that_diverges_says_when_and_what_to_try(precision: List[str], corpus: Corpus, tmp_path: Path) -> None:
     """After saving where it stood: with finite weights."""
     options = "--lr 1e37 --lr-scheduler fixed --optimizer adam --clip-norm 0 --max-update 9 --no-epoch-checkpoints"
-    output = train(corpus, tmp_path, *options.split(), code=1)
+    output = train(corpus, tmp_path, *options.split(), *precision, code=1)
     found = re.search(
         r"FloatingPointError: training has diverged: the gradient of update (\d+) is not finite", output
     )
@@ -111,7 +112,8 @@ def test_a_run_that_diverges_says_when_and_what_to_try(corpus: Corpus, tmp_path:
     crash = torch.load(tmp_path / "crash.pt", weights_only=True)
     assert crash["optimizer_history"][-1]["num_updates"] == int(found[1]) - 1
     assert all(torch.isfinite(x).all() for x in crash["model"].values())
-    output = train(corpus, tmp_path / "again", "--max-update", 9, "--restore-file", tmp_path / "crash.pt", code=1)
+    restore = [*precision, "--restore-file", tmp_path / "crash.pt"]
+    output = train(corpus, tmp_path / "again", "--max-update", 9, *restore, code=1)
     assert "holds the state of another --lr-scheduler: give that one, or --reset-lr-scheduler" in _last_line(output)
 
 

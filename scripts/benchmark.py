@@ -7,8 +7,8 @@
     benchmark.py --report benchmark.json the tables of a finished run, as Markdown
 
 Whatever is compared is timed in turn in one process, after a round to warm up; the medians count, and the
-spread is (slowest - fastest) / median. Peak memory is taken in a process of its own: what torch has allocated; for a
-whole model on a CPU what is resident. Before it is timed, every Luna attention is held to a transcription of the
+spread is (slowest - fastest) / median. Peak memory of one layer on a CPU is what torch has allocated, of a whole model
+what is resident in a process of its own. Before it is timed, every Luna attention is held to a transcription of the
 paper's formulas in float64; there is no speed for one that differs. OUTPUT gets benchmark.json, and attention.svg
 (which needs: pip install '.[plots]').
 """
@@ -362,8 +362,10 @@ def measure_attention(args: argparse.Namespace) -> List[Dict[str, Any]]:
             steps = {f"{kind} {size}": layer_step(kind, size, length, backward, args) for kind, size in compared}
             seconds = interleaved(steps, args.rounds, args.device)
             for kind, size in compared:
+                name = f"{kind} {size}"
                 row = {"layer": kind, "l": size, "length": length, "backward": backward}
-                rows.append(finished(row, seconds[f"{kind} {size}"], "attention"))
+                most = allocated_bytes(steps[name]) if args.device.type == "cpu" else None
+                rows.append(finished(row, seconds[name], "attention", most))
     return rows
 
 
@@ -612,8 +614,6 @@ def memory_of(part: str, row: Dict[str, Any], args: argparse.Namespace) -> int:
     """The peak memory of a row in this process, which has done nothing else."""
     build, names = STEPS[part]
     step = build(*(row[name] for name in names), args)
-    if part == "attention" and args.device.type == "cpu":
-        return allocated_bytes(lambda: [step() for _ in range(2)])
     return peak_bytes(lambda: [step() for _ in range(1 if part == "generation" else 2)], args.device)
 
 

@@ -63,7 +63,7 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     assert benchmark.main() == 0
     tables = capsys.readouterr().out
     found = json.loads((tmp_path / "benchmark.json").read_text())
-    rows = found["attention"] + found["training"] + found["generation"]
+    rows = found["training"] + found["generation"]
     assert [row["bytes"] for row in rows] == list(range(1, len(asked) + 1))
     # Attention: softmax, causal softmax and each Luna at two projection lengths, forward and with backward, three
     # lengths; the transcription at two of them.

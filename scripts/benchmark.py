@@ -7,9 +7,9 @@
     benchmark.py --report benchmark.json the tables of a finished run, as Markdown
 
 Whatever is compared is timed in turn in one process, after a round to warm up; the medians count, and the
-spread is (slowest - fastest) / median. Peak memory of one layer on a CPU is what torch has allocated, of a whole model
-what is resident in a process of its own. Before it is timed, every Luna attention is held to a transcription of the
-paper's formulas in float64; there is no speed for one that differs. OUTPUT gets benchmark.json, and attention.svg
+spread is (slowest - fastest) / median. Peak memory of one layer on a CPU is what torch has allocated, of a whole
+model what is resident in a process of its own. Before it is timed, every Luna attention is held to a transcription of
+the paper's formulas in float64; there is no speed for one that differs. OUTPUT gets benchmark.json, and attention.svg
 (which needs: pip install '.[plots]').
 """
 

@@ -106,7 +106,7 @@ def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus,
     moments = ["start"] * 4 + ["update"] * 8 + ["save"] * 8
     choose.shuffle(moments)
     in_a_save, seen, groups = 0, set(), []
-    for number, moment in enumerate(moments):
+    for number, moment in enumerate(moments):  # which grows below
         log = tmp_path / f"{number}.log"
         path = Path(sys.executable).parent / command[0]
         with open(log, "wb") as output:
@@ -123,15 +123,19 @@ def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus,
             time.sleep(choose.uniform(0, 0.05))
         else:
             _wait_for("Preparing to save checkpoint", choose.randint(1, 2), log, process)
-            time.sleep(choose.uniform(0, 0.03))
+            # How long a save takes is the machine's affair: some kills come as early in it as they can.
+            time.sleep(choose.choice([0, choose.uniform(0, 0.03)]))
         process.kill()
         assert process.wait() == -signal.SIGKILL, log.read_text()[-3000:]
         said = log.read_text()
-        in_a_save += said.rfind("Preparing to save checkpoint") > said.rfind("Saved checkpoint")
+        saving = said.rfind("Preparing to save checkpoint") > said.rfind("Saved checkpoint")
+        in_a_save += saving
+        if moment == "save" and not saving and len(moments) < 30:
+            moments.append("save")
         for update, loss in zip(logged(said, "num_updates"), logged(said, "loss"), strict=True):
             assert loss == losses[update], f"update {update} after {number} kills"
             seen.add(update)
-    assert in_a_save >= 4, f"only {in_a_save} kills while a checkpoint was saved: take another seed"
+    assert in_a_save >= 4, f"only {in_a_save} of {len(moments)} kills while a checkpoint was saved"
     assert 50 < len(seen) < 400
 
     said = run_command(*command, tmp_path / "killed")

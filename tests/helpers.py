@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, Dict, List, Optional
 
 import torch
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, data_utils
 from torch import Tensor
 
 from luna_fairseq.models.lra import CLS, LRAConfig, LRAModel
@@ -14,6 +14,7 @@ from luna_fairseq.models.luna import LunaConfig, LunaModel
 from luna_fairseq.models.luna_bert import LunaBertConfig, LunaBertModel
 
 GOLDEN = Path(__file__).parent / "golden"
+PAD, EOS = 1, 2  # in every dictionary of fairseq
 
 
 def load_golden(name: str) -> Dict[str, Any]:
@@ -53,6 +54,18 @@ def make_dictionary(words: int = 46) -> Dictionary:
     for i in range(words):
         dictionary.add_symbol(f"w{i}")
     return dictionary
+
+
+def make_sentences(lengths: List[int], words: int = 50, seed: int = 0) -> List[Tensor]:
+    """Random words below ``words``, and the end of the sentence."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.cat([torch.randint(4, words, (n - 1,), generator=generator), torch.tensor([EOS])]) for n in lengths]
+
+
+def make_batch(sentences: List[Tensor], side: str, extra: int = 0) -> Tensor:
+    """With the padding on that side, and at least ``extra`` of it."""
+    width = max(map(len, sentences)) + extra
+    return data_utils.collate_tokens(sentences, PAD, left_pad=side == "left", pad_to_length=width)
 
 
 def make_config(**changes: Any) -> LunaConfig:

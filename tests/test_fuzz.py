@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from commands import ADAM, TINY, TRAIN, USER_DIR, Corpus, run_command
-from helpers import assert_close, make_bert, make_lra, make_model
+from helpers import EOS, PAD, assert_close, make_batch, make_bert, make_lra, make_model, make_sentences
 from luna_fairseq import compat, ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
 from luna_fairseq.ops.naive import naive_attention, naive_causal_luna
 from luna_fairseq.tasks._checks import DataError
 
-PAD, EOS = 1, 2
 # Of the largest number; inputs are rounded before both computations.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 DTYPES = st.sampled_from(list(TOLERANCE))
@@ -87,38 +86,28 @@ def test_causal_attention(length: int, sizes: Any, dtype: torch.dtype, masks: An
             assert_close(got[b, h].double()[real], want[real], "causal", rel=TOLERANCE[dtype])
 
 
-def _sentences(lengths: List[int], words: int = 50) -> List[Tensor]:
-    return [torch.cat([torch.randint(4, words, (n - 1,)), torch.tensor([EOS])]) for n in lengths]
-
-
-def _batch(sentences: List[Tensor], left: bool, extra: int) -> Tensor:
-    width = max(len(s) for s in sentences) + extra
-    padded = [[PAD] * (width - len(s)) * left + s.tolist() + [PAD] * (width - len(s)) * (not left) for s in sentences]
-    return torch.tensor(padded)
-
-
 MODELS = {
     (dtype, untied): make_model(untie_luna_kv=untied).eval().to(dtype)
     for dtype in (torch.float64, torch.float32, torch.bfloat16)
     for untied in (False, True)
 }
+SIDES = st.sampled_from(["left", "right"])
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
 @given(
     lengths=LENGTHS,
     which=st.sampled_from(list(MODELS)),
-    left=st.tuples(st.booleans(), st.booleans()),
+    side=st.tuples(SIDES, SIDES),
     extra=st.tuples(st.integers(0, 5), st.integers(0, 5)),
     seed=SEEDS,
 )
 @settings(max_examples=40, deadline=None)
 @torch.no_grad()
-def test_translation_does_not_depend_on_the_batch(lengths: Any, which: Any, left: Any, extra: Any, seed: int) -> None:
+def test_translation_does_not_depend_on_the_batch(lengths: Any, which: Any, side: Any, extra: Any, seed: int) -> None:
     """Each sentence by itself, in float64, is the reference."""
-    torch.manual_seed(seed)
-    sources, targets = _sentences(lengths), _sentences(lengths[::-1])
-    source, target = (_batch(s, *how) for s, *how in zip((sources, targets), left, extra, strict=True))
+    sources, targets = make_sentences(lengths, seed=seed), make_sentences(lengths[::-1], seed=seed + 1)
+    source, target = (make_batch(s, *how) for s, *how in zip((sources, targets), side, extra, strict=True))
     logits, _ = MODELS[which](source, None, target)
     assert logits.dtype == which[0]
     reference = make_model(untie_luna_kv=which[1]).eval().to(which[0]).double()
@@ -128,18 +117,17 @@ def test_translation_does_not_depend_on_the_batch(lengths: Any, which: Any, left
         assert_close(logits[i][target[i].ne(PAD)].double(), want, f"sentence {i}", rel=rel)
 
 
-@given(lengths=LENGTHS, left=st.booleans(), extra=st.integers(0, 5), lra=st.booleans(), seed=SEEDS)
+@given(lengths=LENGTHS, side=SIDES, extra=st.integers(0, 5), lra=st.booleans(), seed=SEEDS)
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
-def test_encoders_do_not_depend_on_the_batch(lengths: Any, left: bool, extra: int, lra: bool, seed: int) -> None:
-    torch.manual_seed(seed)
-    sentences = _sentences(lengths, words=20)
+def test_encoders_do_not_depend_on_the_batch(lengths: Any, side: str, extra: int, lra: bool, seed: int) -> None:
+    sentences = make_sentences(lengths, words=20, seed=seed)
     model: nn.Module = ENCODERS["lra" if lra else "bert"]
 
     def states(batch: Tensor) -> Tensor:
         return (model(batch) if lra else model(batch, features_only=True))[0]
 
-    batch = _batch(sentences, left and not lra, extra)
+    batch = make_batch(sentences, "right" if lra else side, extra)
     got = states(batch)
     for i, sentence in enumerate(sentences):
         want = states(sentence[None])[0]
@@ -157,7 +145,7 @@ def test_any_search_is_the_model(data: Any, lengths: List[int], untied: bool, se
     """Rows are exchanged, doubled and dropped after each step, in and across sentences, several tokens at times."""
     torch.manual_seed(seed)
     model = MODELS[torch.float64, untied]
-    source = _batch(_sentences(lengths), left=True, extra=0)
+    source = make_batch(make_sentences(lengths, seed=seed), "left")
     width = data.draw(st.integers(1, 3), label="rows of a sentence")
     encoder_out = model.encoder.reorder_encoder_out(
         model.encoder(source), torch.arange(len(lengths)).repeat_interleave(width)

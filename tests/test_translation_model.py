@@ -2,19 +2,27 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from helpers import assert_close, make_config, make_dictionary, make_model, make_task
+from helpers import (
+    EOS,
+    PAD,
+    assert_close,
+    make_batch,
+    make_config,
+    make_dictionary,
+    make_model,
+    make_sentences,
+    make_task,
+)
 from luna_fairseq.models._config import REFUSED, LunaConfig, check_config
 from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.modules import WordDropout
-
-PAD, EOS = 1, 2
 
 VARIANTS: List[Dict[str, Any]] = [
     {},
@@ -34,26 +42,16 @@ def _name(variant: Dict[str, Any]) -> str:
     return "-".join(f"{k}={v}" for k, v in variant.items()) or "base"
 
 
-def _sentences(lengths: List[int], seed: int = 0) -> List[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.cat([torch.randint(4, 50, (n - 1,), generator=generator), torch.tensor([EOS])]) for n in lengths]
-
-
-def _batch(sentences: List[Tensor], side: str, extra: int = 0) -> Tensor:
-    width = max(s.numel() for s in sentences) + extra
-    batch = torch.full((len(sentences), width), PAD)
-    for row, s in zip(batch, sentences, strict=True):
-        row[width - s.numel() :] = s if side == "left" else row[width - s.numel() :]
-        if side == "right":
-            row[: s.numel()] = s
-    return batch
+def _pair(sources: List[int], targets: List[int], side: str = "right") -> Tuple[Tensor, Tensor]:
+    """Sources with their padding on the left, and targets, of these lengths."""
+    return make_batch(make_sentences(sources), "left"), make_batch(make_sentences(targets, seed=1), side)
 
 
 def _logits(
     model: LunaModel, sources: List[Tensor], targets: List[Tensor], sides: str, extra: int = 0
 ) -> List[Tensor]:
     """The logits of each sentence at its real target positions."""
-    src, tgt = (_batch(s, side, extra) for s, side in zip((sources, targets), sides.split(), strict=True))
+    src, tgt = (make_batch(s, side, extra) for s, side in zip((sources, targets), sides.split(), strict=True))
     logits, _ = model(src, src.ne(PAD).sum(1), tgt)
     return [row[mask] for row, mask in zip(logits, tgt.ne(PAD), strict=True)]
 
@@ -62,7 +60,7 @@ def _logits(
 def test_neighbours_and_padding_change_nothing(variant: Dict[str, Any]) -> None:
     """Alone, in a batch padded left or right, or with padding that nobody needs."""
     model = make_model(**variant).eval()
-    sources, targets = _sentences([3, 12, 7]), _sentences([6, 2, 9], seed=1)
+    sources, targets = make_sentences([3, 12, 7]), make_sentences([6, 2, 9], seed=1)
     alone = [_logits(model, [s], [t], "left right")[0] for s, t in zip(sources, targets, strict=True)]
     for sides in ("left left", "left right", "right left", "right right"):
         for extra in (0, 3):
@@ -76,7 +74,7 @@ def test_step_by_step_is_all_at_once(variant: Dict[str, Any], side: str) -> None
     """One position a call, or several, also behind padding."""
     model = make_model(**variant).eval()
     model.decoder.need_attn = True
-    source, target = _batch(_sentences([3, 12, 7]), "left"), _batch(_sentences([6, 2, 9], seed=1), side)
+    source, target = _pair([3, 12, 7], [6, 2, 9], side)
     encoder_out = model.encoder(source)
     want, extra = model.decoder(target, encoder_out=encoder_out)
     for bounds in (range(1, target.size(1) + 1), (2, 3, 7, 9)):
@@ -92,7 +90,7 @@ def test_step_by_step_is_all_at_once(variant: Dict[str, Any], side: str) -> None
 @pytest.mark.parametrize("order", [[1, 0, 2], [2, 2, 0], [1], [0, 1, 2, 2, 1, 0]])
 def test_beam_reorder_of_everything(order: List[int]) -> None:
     model = make_model().eval()
-    source, target = _batch(_sentences([3, 12, 7]), "left"), _batch(_sentences([6, 6, 6], seed=1), "right")
+    source, target = _pair([3, 12, 7], [6, 6, 6])
     index = torch.tensor(order)
     state: Dict[str, Any] = {}
     encoder_out = model.encoder(source, return_all_hiddens=True)
@@ -106,7 +104,7 @@ def test_beam_reorder_of_everything(order: List[int]) -> None:
 
 def test_a_beam_keeps_each_sentence_once() -> None:
     model = make_model().eval()
-    source, target = _batch(_sentences([3, 12]), "left"), _batch(_sentences([6] * 6, seed=1), "right")
+    source, target = _pair([3, 12], [6] * 6)
     encoder_out = model.encoder(source)
     beam = model.encoder.reorder_encoder_out(encoder_out, torch.tensor([0, 0, 0, 1, 1, 1]))
     assert beam["packed_out"][0] is encoder_out["packed_out"][0]
@@ -123,7 +121,7 @@ def test_a_beam_keeps_each_sentence_once() -> None:
 def test_decoding_beyond_the_first_position_table(learned: bool) -> None:
     """More positions than the sinusoidal table holds at first, one at a time."""
     model = make_model(encoder_learned_pos=learned, decoder_learned_pos=learned, max_target_positions=1400).eval()
-    source, target = _batch(_sentences([5]), "left"), _batch(_sentences([1200], seed=1), "right")
+    source, target = _pair([5], [1200])
     encoder_out = model.encoder(source)
     state: Dict[str, Any] = {}
     model.decoder(target[:, :1000], encoder_out=encoder_out, incremental_state=state)
@@ -137,7 +135,7 @@ def test_decoding_beyond_the_first_position_table(learned: bool) -> None:
 
 def test_no_later_token_is_seen() -> None:
     model = make_model(decoder_layers=3).eval()
-    source, target = _batch(_sentences([5]), "left"), _batch(_sentences([9], seed=1), "right")
+    source, target = _pair([5], [9])
     changed = target.clone()
     changed[:, 4:] = (changed[:, 4:] + 7) % 40 + 4
     before, after = model(source, None, target)[0], model(source, None, changed)[0]
@@ -173,14 +171,13 @@ def test_empty_sentences_give_finite_numbers_and_gradients() -> None:
 def test_every_parameter_gets_a_gradient(variant: Dict[str, Any]) -> None:
     """So that distributed training needs no --find-unused-parameters."""
     model = make_model(**variant)
-    model(_batch(_sentences([9, 12]), "left"), None, _batch(_sentences([6, 2]), "right"))[0].logsumexp(
-        -1
-    ).sum().backward()
+    source, target = _pair([9, 12], [6, 2])
+    model(source, None, target)[0].logsumexp(-1).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
-    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    source, target = _pair([9, 12], [6, 2])
     grads = []
     for checkpoint in (False, True):
         model = make_model(checkpoint_activations=checkpoint, dropout=0.3, attention_dropout=0.2)
@@ -207,7 +204,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 )
 def test_noise_of_the_transformer(options: Dict[str, Any]) -> None:
     """Other numbers in each training pass, always the same ones in evaluation."""
-    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    source, target = _pair([9, 12], [6, 2])
     for training in (True, False):
         model = make_model(encoder_layers=3, decoder_layers=3, **options).train(training)
         outs = [model(source, None, target)[0] for _ in range(8)]
@@ -216,7 +213,7 @@ def test_noise_of_the_transformer(options: Dict[str, Any]) -> None:
 
 
 def test_options_of_the_transformer_work(tmp_path: Path) -> None:
-    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    source, target = _pair([9, 12], [6, 2])
     shared = make_model(share_all_embeddings=True)
     tables = [shared.encoder.embed_tokens, shared.decoder.embed_tokens, shared.decoder.output_projection]
     assert len({id(table.weight) for table in tables}) == 1
@@ -291,7 +288,7 @@ def test_word_dropout_drops_whole_words_and_only_those() -> None:
 
 def test_retained_dropout_reaches_attention() -> None:
     model = make_model(attention_dropout=0.5).eval()
-    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    source, target = _pair([9, 12], [6, 2])
     assert torch.equal(model(source, None, target)[0], model(source, None, target)[0])
     for name, module in model.named_modules():
         if hasattr(module, "make_generation_fast_") and module is not model:
@@ -301,7 +298,7 @@ def test_retained_dropout_reaches_attention() -> None:
 
 def test_attention_is_computed_only_where_it_is_read() -> None:
     model = make_model()
-    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    source, target = _pair([9, 12], [6, 2])
     assert model(source, None, target)[1]["attn"] == [None]
     assert model(source, None, target, alignment_layer=0)[1]["attn"][0].shape == (2, 6, 12)
     assert model.eval()(source, None, target)[1]["attn"] == [None]  # a validation does not read it
@@ -312,7 +309,7 @@ def test_attention_is_computed_only_where_it_is_read() -> None:
 def test_attention_that_is_trained() -> None:
     """As --load-alignments needs it: with gradients, and the same output."""
     model = make_model()
-    source, target = _batch(_sentences([9, 12]), "left"), _batch(_sentences([6, 2]), "right")
+    source, target = _pair([9, 12], [6, 2])
     want = model(source, None, target)[0]
     model.decoder.need_attn = True
     out, extra = model(source, None, target)
@@ -382,6 +379,6 @@ def test_shared_embeddings_need_one_dictionary() -> None:
 
 def test_full_context_alignment_is_refused() -> None:
     model = make_model()
-    source, target = _batch(_sentences([9]), "left"), _batch(_sentences([6]), "right")
+    source, target = _pair([9], [6])
     with pytest.raises(ValueError, match="--full-context-alignment"):
         model.decoder(target, encoder_out=model.encoder(source), full_context_alignment=True)

@@ -1,6 +1,7 @@
 """scripts/lra.sh: each config prepared, trained and tested by one command, and the table."""
 
 import json
+import os
 import pickle
 import random
 from pathlib import Path
@@ -55,7 +56,12 @@ def test_a_row_by_one_command(tmp_path: Path, config: str) -> None:
     result = json.loads(line)
     assert (result["config"], result["layers"]) == (config, layers) and 0 <= result["accuracy"] <= 100
     if config == "listops":
-        assert "already trained" in run_script(tmp_path, "scripts/lra.sh", "row", config, layers)
+        again = run_script(tmp_path, "scripts/lra.sh", "row", config, layers)
+        assert "already trained" in again and "is newer than" not in again
+        (options,) = tmp_path.glob("smoke/*/options")
+        os.utime(options, (0, 0))
+        again = run_script(tmp_path, "scripts/lra.sh", "row", config, layers)
+        assert "already trained" in again and f".yaml is newer than {options.parent}" in again
         table = run_script(tmp_path, "scripts/lra.sh", "table")
         assert "| Luna-256 | 37.98 (not run) | 65.78 (not run) |" in table
         assert f"| Luna-16 | 37.43 ({result['accuracy']:.2f}) | 65.74 (not run) |" in table

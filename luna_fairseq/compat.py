@@ -15,6 +15,7 @@ import collections
 import contextlib
 import errno
 import functools
+import importlib
 import inspect
 import itertools
 import logging
@@ -65,6 +66,7 @@ _NOISE = [
 def prepare() -> None:
     """Make fairseq work here; called once, when the plugin is imported."""
     _quieten_noise()
+    _import_fairseq()
     _allow_checkpoint_classes()
     _explain_errors()
     _keep_checkpoints_whole()
@@ -84,9 +86,18 @@ def prepare() -> None:
 def _quieten_noise() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    # A task that has nothing to do with us asks for tensorboardX, and a model sets the root logger to DEBUG.
+    # A task that has nothing to do with us asks for tensorboardX; fairseq-hydra-train imports fairseq before us.
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     logging.getLogger("hydra").setLevel(logging.INFO)
+
+
+def _import_fairseq() -> None:
+    """One of its models sets the root logger to DEBUG: matplotlib and others would print thousands of lines."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    importlib.import_module("fairseq")
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 def _allow_checkpoint_classes() -> None:

@@ -57,7 +57,7 @@ for tool in python fairseq-preprocess fairseq-train fairseq-generate sacrebleu l
     command -v "$tool" >/dev/null || fail "$tool is not on the PATH: activate the environment that has the plugin"
 done
 mkdir -p "$OUT/logs" "$OUT/pieces"
-USER_DIR=$(luna-fairseq user-dir 2>"$OUT/logs/user-dir.log") || fail "luna-fairseq failed; see $OUT/logs/user-dir.log"
+USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq failed: see above"
 
 # Checkpoints fit only the data and the options that they were made with.
 SETTINGS=$(printf '%s\n' "$TRAIN" "$HELD_OUT" "$PIECES" "${MODEL[@]}" "${TRAINING[@]}"; cksum scripts/demo_corpus.py)

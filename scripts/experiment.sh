@@ -30,8 +30,7 @@ absolute() {
   echo "$joined"
 }
 
-# Only the path: importing fairseq logs a line about an optional package.
-USER_DIR=$(luna-fairseq user-dir 2> /dev/null) || fail "luna-fairseq is not on the PATH: see the README"
+USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
 
 # check_config CONFIG_DIR NAME
 check_config() {

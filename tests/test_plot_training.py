@@ -57,7 +57,7 @@ def test_picture(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/plot_training.py", str(tmp_path / "run"), "--output", str(tmp_path / "a.svg")]
     usual = dict(cwd=ROOT, capture_output=True, text=True, timeout=120)
     done = subprocess.run(command, check=True, **usual)  # type: ignore[call-overload]
-    assert "run: loss 6.4, ppl 90.5, accuracy 33.5; 2.00 s an update" in done.stdout
+    assert "run: loss 6.4, ppl 90.5, accuracy 33.5; 2.00 s an update" in done.stdout and done.stderr == ""
     first = (tmp_path / "a.svg").read_text()
     assert "<svg" in first
     subprocess.run([*command, "--panels", "ppl", "--against", "updates", "minutes"], check=True, **usual)  # type: ignore[call-overload]

@@ -190,5 +190,5 @@ def test_what_the_readme_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`make (\w+)", README):
         assert f"\n{target}:" in makefile, target
-    for config in re.findall(r"\b(multi30k_\w+_(?:adam|apollo))\b", README):
+    for config in re.findall(r"\b(multi30k_\w+_(?:adam|apollo|linear))\b", README):
         assert (ROOT / "configs" / "translation" / f"{config}.yaml").exists(), config

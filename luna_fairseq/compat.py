@@ -495,12 +495,14 @@ def _repair_epochs() -> None:
       has other batches than in epochs 1 to 4, perhaps another number of them ("dataloader mismatch");
     * keeps the data workers over the epochs, so that they never hear of the next one: a masked LM that has workers
       and one shard masks the same words in every epoch;
-    * keeps the last items in ``LRUCacheDataset``, with the masks of the epoch before.
+    * keeps the last items in ``LRUCacheDataset``, with the masks of the epoch before;
+    * saves at the end of an epoch before the schedule hears of its validation loss: restarted there, it never does.
     """
     from fairseq.data import BaseWrapperDataset, LRUCacheDataset
     from fairseq.tasks import FairseqTask
+    from fairseq.trainer import Trainer
 
-    get = FairseqTask.get_batch_iterator
+    get, load = FairseqTask.get_batch_iterator, Trainer.load_checkpoint
 
     @functools.wraps(get)
     def get_the_same(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -522,7 +524,18 @@ def _repair_epochs() -> None:
         BaseWrapperDataset.set_epoch(self, epoch)
         LRUCacheDataset.__getitem__.cache_clear()
 
+    @functools.wraps(load)
+    def load_and_end_the_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        extra_state = load(self, *args, **kwargs)
+        asked = inspect.signature(load).bind(self, *args, **kwargs).arguments
+        if extra_state is not None and not (asked.get("reset_optimizer") or asked.get("reset_lr_scheduler")):
+            place = extra_state.get("train_iterator") or {}
+            if place.get("iterations_in_epoch") == 0 and extra_state.get("val_loss") is not None:
+                self.lr_step(place["epoch"] - 1, extra_state["val_loss"])
+        return extra_state
+
     FairseqTask.get_batch_iterator = get_the_same
+    Trainer.load_checkpoint = load_and_end_the_epoch
     LRUCacheDataset.set_epoch = set_epoch
 
 

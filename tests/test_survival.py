@@ -151,6 +151,15 @@ def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus,
     assert not groups, "a data worker outlived its training"
 
 
+def test_the_schedule_hears_of_the_last_epoch_before_a_restart(corpus: Corpus, tmp_path: Path) -> None:
+    train(corpus, tmp_path / "whole", "--max-epoch", 2)
+    for epochs in (1, 2):
+        train(corpus, tmp_path / "restarted", "--max-epoch", epochs)
+    _assert_same_run(tmp_path / "restarted", tmp_path / "whole")
+    state = torch.load(tmp_path / "restarted" / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["lr_scheduler_state"]["best"] > 0
+
+
 def test_an_orphan_knows_that_it_is_one(tmp_path: Path) -> None:
     """A data worker whose training was killed before the worker could look who its parent is."""
     from torch.utils.data._utils import worker

@@ -75,6 +75,7 @@ def prepare() -> None:
     _keep_the_last_batch()
     _check_commands()
     _repair_epochs()
+    _remember_patience()
     _end_orphaned_workers()
     _repair_replace_unk()
     _repair_break_mode_eos()
@@ -537,6 +538,44 @@ def _repair_epochs() -> None:
     FairseqTask.get_batch_iterator = get_the_same
     Trainer.load_checkpoint = load_and_end_the_epoch
     LRUCacheDataset.set_epoch = set_epoch
+
+
+def _remember_patience() -> None:
+    """Let ``--patience`` count over restarts.
+
+    There is no hook. fairseq 0.12.3 keeps the best validation and the number of those since then in the process
+    alone: a run that is restarted begins to count again, and one that has stopped early goes on.
+    """
+    from fairseq.trainer import Trainer
+    from fairseq_cli.train import should_stop_early
+
+    save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
+
+    @functools.wraps(save)
+    def save_patience(self: Any, filename: str, extra_state: Any) -> None:
+        if self.cfg.checkpoint.patience > 0 and hasattr(should_stop_early, "best"):
+            count = {"best": should_stop_early.best, "num_runs": should_stop_early.num_runs}
+            extra_state = {**extra_state, "patience": count}
+        save(self, filename, extra_state)
+
+    @functools.wraps(load)
+    def load_patience(self: Any, *args: Any, **kwargs: Any) -> Any:
+        extra_state = load(self, *args, **kwargs)
+        asked = inspect.signature(load).bind(self, *args, **kwargs).arguments
+        patience = self.cfg.checkpoint.patience
+        count = (extra_state or {}).get("patience")
+        if patience <= 0 or not count or asked.get("reset_optimizer") or asked.get("reset_meters"):
+            return extra_state
+        should_stop_early.best, should_stop_early.num_runs = count["best"], count["num_runs"]
+        if count["num_runs"] >= patience:
+            logger.info(
+                "early stop since the last %d validations were no better: to go on, raise --patience", patience
+            )
+            self.cfg.optimization.max_epoch = -1  # 0 would be no end
+        return extra_state
+
+    Trainer.save_checkpoint = save_patience
+    Trainer.load_checkpoint = load_patience
 
 
 def _end_orphaned_workers() -> None:

@@ -160,6 +160,22 @@ def test_the_schedule_hears_of_the_last_epoch_before_a_restart(corpus: Corpus, t
     assert state["optimizer_history"][-1]["lr_scheduler_state"]["best"] > 0
 
 
+def test_patience_counts_over_restarts(corpus: Corpus, tmp_path: Path) -> None:
+    # Wanted is a higher loss, so that no epoch is better than the first.
+    options = ["--maximize-best-checkpoint-metric", "--patience", 3, "--max-epoch"]
+    for epochs in (2, 9, 9):
+        said = train(corpus, tmp_path, *options, epochs)
+        if epochs == 9:
+            assert "early stop" in said
+    assert not logged(said, "num_updates")
+    assert sorted(path.name for path in tmp_path.glob("checkpoint?.pt")) == [
+        f"checkpoint{n}.pt" for n in (1, 2, 3, 4)
+    ]
+    assert logged(
+        train(corpus, tmp_path, "--maximize-best-checkpoint-metric", "--patience", 4, "--max-epoch", 9), "num_updates"
+    )
+
+
 def test_an_orphan_knows_that_it_is_one(tmp_path: Path) -> None:
     """A data worker whose training was killed before the worker could look who its parent is."""
     from torch.utils.data._utils import worker

@@ -495,7 +495,8 @@ def _repair_epochs() -> None:
     * makes the batches once a run, by a seed that counts the epoch in which the run starts: restarted in epoch 5 it
       has other batches than in epochs 1 to 4, perhaps another number of them ("dataloader mismatch");
     * keeps the data workers over the epochs, so that they never hear of the next one: a masked LM that has workers
-      and one shard masks the same words in every epoch;
+      and one shard masks the same words in every epoch, and with several shards the workers of each are left to the
+      garbage collector, in which torch waits 5 seconds for every one;
     * keeps the last items in ``LRUCacheDataset``, with the masks of the epoch before;
     * saves at the end of an epoch before the schedule hears of its validation loss: restarted there, it never does.
     """
@@ -513,11 +514,12 @@ def _repair_epochs() -> None:
         each_epoch = options["disable_iterator_cache"] or options["update_epoch_batch_itr"]
         each_epoch = each_epoch or getattr(self.cfg, "rebuild_batches", False)
         if each_epoch or not self.can_reuse_epoch_itr(options["dataset"]):
-            return get(self, *args, **kwargs)
-        seed = options["seed"]
-        options["seed"] += 1 - options["epoch"]
-        batches = get(*asked.args, **asked.kwargs)
-        batches.seed = seed  # of their order, which is another one in each epoch
+            batches = get(self, *args, **kwargs)
+        else:
+            seed = options["seed"]
+            options["seed"] += 1 - options["epoch"]
+            batches = get(*asked.args, **asked.kwargs)
+            batches.seed = seed  # of their order, which is another one in each epoch
         batches.reuse_dataloader = batches.persistent_workers = False
         return batches
 

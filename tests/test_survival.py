@@ -71,7 +71,7 @@ LONG: Dict[str, List[Any]] = {
     "apollo": [*TRANSLATION, *APOLLO, "--milestones", 150, 300],
     "masked_lm": [
         *("--arch", "luna_base_512", *TINY_BERT, *MASKED_LM, *ADAM, "--batch-size", 3, "--cpu", "--seed", 3),
-        *("--log-format", "simple", "--log-interval", 1),
+        *("--update-freq", 2, "--log-format", "simple", "--log-interval", 1),
     ],
 }
 OFTEN: List[Any] = ["--save-interval-updates", 10, "--keep-interval-updates", 2, "--keep-last-epochs", 2]
@@ -95,7 +95,7 @@ def _is_alive(group: int) -> bool:
 @pytest.mark.parametrize("name", LONG)
 def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus, tmp_path: Path) -> None:
     """While it starts, between updates and while it saves; the data workers are left to themselves."""
-    data = lm_corpus.folder / "shard0" if name == "masked_lm" else corpus.data
+    data = lm_corpus.shards if name == "masked_lm" else corpus.data
     command = ["fairseq-train", data, "--user-dir", USER_DIR, *LONG[name], "--dropout", 0.1, "--max-update", 400]
     command += [*OFTEN, "--num-workers", 2, "--data-buffer-size", 10, "--save-dir"]
     want = run_command(*command, tmp_path / "whole")
@@ -232,6 +232,23 @@ def test_an_epoch_is_the_same_after_a_restart(shuffle: bool, workers: int, lm_co
     for earlier, later in itertools.pairwise(masks):
         assert earlier.keys() == later.keys()
         assert sum(earlier[i] == later[i] for i in later) < len(later) / 3, "the masks of the epoch before"
+
+
+def test_the_workers_of_a_shard_end_with_it(lm_corpus: LMCorpus) -> None:
+    """Left to the garbage collector each would hold up the training for five seconds."""
+    options = {"data": lm_corpus.shards, "tokens_per_sample": 40, "seed": 3}
+    task = tasks.setup_task(OmegaConf.structured(MaskedLMConfig(_name="masked_lm", **options)))
+    task.load_dataset("train", epoch=1)
+    before = {child.pid for child in multiprocessing.active_children()}
+    batches = task.get_batch_iterator(
+        task.dataset("train"), max_sentences=2, num_workers=1, data_buffer_size=2, disable_iterator_cache=True
+    )
+    for batch in batches.next_epoch_itr():
+        assert batch["id"].numel()
+    deadline = time.monotonic() + 20
+    while {child.pid for child in multiprocessing.active_children()} - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert {child.pid for child in multiprocessing.active_children()} <= before
 
 
 SHORT: List[Any] = ["--save-interval-updates", 2, "--dropout", 0.1, "--max-update", 9]

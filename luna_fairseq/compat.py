@@ -549,14 +549,18 @@ def _remember_patience() -> None:
     alone: a run that is restarted begins to count again, and one that has stopped early goes on.
     """
     from fairseq.trainer import Trainer
-    from fairseq_cli.train import should_stop_early
 
     save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
 
+    def counter() -> Any:
+        """The function that keeps the count, imported late: its module sends all logging to standard output."""
+        return importlib.import_module("fairseq_cli.train").should_stop_early
+
     @functools.wraps(save)
     def save_patience(self: Any, filename: str, extra_state: Any) -> None:
-        if self.cfg.checkpoint.patience > 0 and hasattr(should_stop_early, "best"):
-            count = {"best": should_stop_early.best, "num_runs": should_stop_early.num_runs}
+        if self.cfg.checkpoint.patience > 0 and hasattr(counter(), "best"):
+            counted = counter()
+            count = {"best": counted.best, "num_runs": counted.num_runs}
             extra_state = {**extra_state, "patience": count}
         save(self, filename, extra_state)
 
@@ -568,7 +572,8 @@ def _remember_patience() -> None:
         count = (extra_state or {}).get("patience")
         if patience <= 0 or not count or asked.get("reset_optimizer") or asked.get("reset_meters"):
             return extra_state
-        should_stop_early.best, should_stop_early.num_runs = count["best"], count["num_runs"]
+        counted = counter()
+        counted.best, counted.num_runs = count["best"], count["num_runs"]
         if count["num_runs"] >= patience:
             logger.info(
                 "early stop since the last %d validations were no better: to go on, raise --patience", patience

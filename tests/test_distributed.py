@@ -233,6 +233,25 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
         assert f"already trained: {out}" in said
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["adam", "apollo"])
+def test_zero_sharding_trains_the_same_and_goes_on(
+    optimizer: str, corpus: Corpus, lm_corpus: LMCorpus, start: Start, tmp_path: Path
+) -> None:
+    """Each process keeps the optimizer's state of its own share of the weights; stopped once."""
+    pytest.importorskip("fairscale", reason="--zero-sharding needs fairscale")
+    options, data = (TRANSLATION, corpus.data) if optimizer == "apollo" else (MASKED_LM, lm_corpus.shards)
+    options = [*options, *MANY_UPDATES]
+    out, sharding = tmp_path / "two", "distributed_training.zero_sharding=os"
+    job = start("torchrun.sh", out, data, *options, sharding, PROCESSES=2)
+    _wait_for_update(job, out)
+    job.terminate()
+    _finish(job, code=1, timeout=WITHIN)
+    assert "Loaded checkpoint" in _finish(start("torchrun.sh", out, data, *options, sharding, PROCESSES=2))
+    _alone(tmp_path / "one", data, *options, "optimization.update_freq=[2]")
+    _assert_same_training(out, tmp_path / "one", updates=20)
+
+
 SLURM = {
     # Runs a copy of the script, as Slurm does.
     "sbatch": """

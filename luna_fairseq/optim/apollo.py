@@ -7,7 +7,6 @@ import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
-from pytorch_optimizer import ApolloDQN
 from torch import Tensor
 
 
@@ -60,6 +59,8 @@ class FairseqApollo(FairseqOptimizer):
                 )
         if cfg.weight_decay_type not in (None, "L2", "decoupled", "stable"):
             raise ValueError(f"--weight-decay-type is {cfg.weight_decay_type!r}: choose one of L2, decoupled, stable")
+        from pytorch_optimizer import ApolloDQN  # here, because it takes a second to import
+
         self._optimizer = ApolloDQN(params, **self.optimizer_config)
 
     @property

@@ -48,6 +48,7 @@ def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         benchmark.check_attention(CausalLunaAttention(16, 2), x, packed)
 
 
+@pytest.mark.long
 def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A smoke run; memory is measured in this process, which is quicker, but for one row."""
     command = ["benchmark.py", "--smoke", "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]

@@ -36,13 +36,8 @@ def _published_files(folder: Path, config: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        "listops",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("text", "retrieval", "image", "pathfinder")),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("config", ["listops", "text", "retrieval", "image", "pathfinder"])
 def test_a_row_by_one_command(tmp_path: Path, config: str) -> None:
     needs_files = config in ("text", "retrieval", "image")
     layers = "transformer" if config == "pathfinder" else "luna_16"

@@ -558,10 +558,9 @@ def _remember_patience() -> None:
 
     @functools.wraps(save)
     def save_patience(self: Any, filename: str, extra_state: Any) -> None:
-        if self.cfg.checkpoint.patience > 0 and hasattr(counter(), "best"):
-            counted = counter()
-            count = {"best": counted.best, "num_runs": counted.num_runs}
-            extra_state = {**extra_state, "patience": count}
+        counted = counter()
+        if hasattr(counted, "best"):  # of a run with patience alone
+            extra_state = {**extra_state, "patience": {"best": counted.best, "num_runs": counted.num_runs}}
         save(self, filename, extra_state)
 
     @functools.wraps(load)

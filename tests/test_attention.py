@@ -115,17 +115,19 @@ def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks:
         assert_grads_close(got_grads, want_grads)
 
 
-@pytest.mark.parametrize("rows", [1, 2 * 32 * 3, 2 * 224 * 3, 10**9], ids=["chunk", "chunks", "sentences", "all"])
+@pytest.mark.parametrize("rows", [1, 2 * 64 * 3, 2 * 256 * 3, 10**9], ids=["chunk", "chunks", "sentences", "all"])
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-@pytest.mark.parametrize("length", [30, 200])
+@pytest.mark.parametrize(("length", "dims", "chunk"), [(30, (4, 6), 32), (200, (4, 6), 32), (200, (64, 80), 64)])
 def test_sums_are_the_same_whatever_the_blocks(
-    length: int, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
+    length: int, dims: Tuple[int, int], chunk: int, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those of a GPU, computed here."""
-    monkeypatch.setattr(causal_ops, "_CPU_BLOCK", rows)
+    monkeypatch.setattr(causal_ops, "_CPU_BLOCK", rows * sum(dims))
     monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
-    inputs = _leaves((5, 3, length, 4), (5, 3, length, 4), (5, 3, length, 6))
-    scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, 6).double()
+    dim, value_dim = dims
+    inputs = _leaves((5, 3, length, dim), (5, 3, length, dim), (5, 3, length, value_dim))
+    assert causal_ops._chunk_length(*inputs[1:]) == (chunk if device == "cpu" else 64)
+    scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, value_dim).double()
     with torch.autocast("cpu"):  # of no effect
         got = ops.causal_products(*inputs, scale)
     query, key, value = inputs

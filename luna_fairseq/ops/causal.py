@@ -5,6 +5,7 @@ serves them. It works chunk by chunk: inside a chunk a masked product, between c
 Nothing of size ``N * K * L`` is ever built, and on a CPU nothing that leaves its caches but inputs and results.
 """
 
+import itertools
 import math
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -16,15 +17,18 @@ from torch.autograd.function import once_differentiable
 # Operations a position: N (K + L) for one product, c (K + L) + 2 K L in chunks of c. They take equally long near 128.
 _SINGLE_PRODUCT = 128
 _CPU_CHUNK, _GPU_CHUNK = 32, 64  # a longer one keeps fewer sums
-_CPU_BLOCK = 8192  # positions times heads whose copies and products stay in the caches of two cores
+_CPU_BLOCK = 2**19  # numbers of keys and values whose copies and products stay in the caches of two cores
 
 
 def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _chunk_length(x: Tensor) -> int:
-    return _CPU_CHUNK if _on_cpu(x) else _GPU_CHUNK
+def _chunk_length(key: Tensor, value: Tensor) -> int:
+    if not _on_cpu(key):
+        return _GPU_CHUNK
+    # The sum of a chunk, K x L numbers, should not be more than its keys and values.
+    return _CPU_CHUNK * (1 if key.size(-1) * value.size(-1) <= _CPU_CHUNK * (key.size(-1) + value.size(-1)) else 2)
 
 
 def _softplus2(scores: Tensor) -> Tensor:
@@ -87,15 +91,15 @@ class _Blocks:
     everything at once.
 
     Args:
-        like: a tensor of those shapes; every one has its B, H and N.
+        key, value: two of them.
     """
 
-    def __init__(self, like: Tensor) -> None:
-        batch, self.heads, length, _ = like.shape
-        self.chunk = max(1, length) if length <= _SINGLE_PRODUCT else _chunk_length(like)
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        batch, self.heads, length, _ = key.shape
+        self.chunk = max(1, length) if length <= _SINGLE_PRODUCT else _chunk_length(key, value)
         self.chunks = length // self.chunk
-        self.on_cpu = _on_cpu(like)
-        size = _CPU_BLOCK if self.on_cpu else batch * self.heads * length
+        self.on_cpu = _on_cpu(key)
+        size = _CPU_BLOCK // (key.size(-1) + value.size(-1)) if self.on_cpu else batch * self.heads * length
         self.sentences = max(1, size // (self.chunks * self.chunk * self.heads)) if self.chunks else 1
         block = max(1, size // (self.chunk * self.heads))
         self.starts = range(0, batch, self.sentences)
@@ -110,30 +114,34 @@ class _Blocks:
         """One block of each, ``[chunks * sentences * H, c, E]``."""
         return (self.view(x, start, chunks).reshape(-1, self.chunk, x.size(-1)) for x in tensors)
 
-    def running(self, sums: Tensor, chunks: range, total: Optional[Tensor], backwards: bool) -> Tuple[Tensor, Tensor]:
-        """What was summed before each chunk (after it, if ``backwards``), and the sum at the end of the block.
+    def running(
+        self, left: Tensor, right: Tensor, chunks: range, total: Optional[Tensor], backwards: bool
+    ) -> Tuple[Tensor, Tensor]:
+        """Sums of ``left^T right``: of all before each chunk (after it, if ``backwards``), and up to the block's end.
 
         Args:
-            sums: ``[chunks * sentences * H, E, F]``, the sum of each chunk; overwritten.
+            left, right: ``[chunks * sentences * H, c, E]`` and ``[..., c, F]``.
             chunks: which they are.
             total: ``[sentences * H, E, F]``, the sum before the block; None for 0.
             backwards: the last chunk comes first.
+
+        Returns:
+            ``[chunks * sentences * H, E, F]`` and ``[sentences * H, E, F]``.
         """
-        parts = sums.unflatten(0, (len(chunks), -1))
-        if not self.on_cpu:
-            order = parts.flip(0) if backwards else parts
-            upto = order.cumsum(dim=0) if total is None else order.cumsum(dim=0) + total
-            first = torch.zeros_like(upto[:1]) if total is None else total[None]
-            before = torch.cat([first, upto[:-1]])
-            return (before.flip(0) if backwards else before).flatten(0, 1), upto[-1]
-        # cumsum takes ten times as long on a CPU.
-        total = torch.zeros_like(parts[0]) if total is None else total
-        each = parts.unbind()
-        for part in each[::-1] if backwards else each:
-            after = total + part
-            part.copy_(total)
-            total = after
-        return sums, total
+        shape = (len(chunks) + 1, left.size(0) // len(chunks), left.size(2), right.size(2))
+        sums = left.new_empty(shape)  # each product goes where what is summed behind it belongs
+        torch.bmm(left.mT, right, out=(sums[:-1] if backwards else sums[1:]).flatten(0, 1))
+        first = sums[-1 if backwards else 0]
+        first.zero_() if total is None else first.copy_(total)
+        if self.on_cpu:  # cumsum takes ten times as long there
+            each = sums.unbind()
+            for one, following in itertools.pairwise(each[::-1] if backwards else each):
+                following.add_(one)
+        else:
+            sums = sums.flip(0).cumsum(dim=0).flip(0) if backwards else sums.cumsum(dim=0)
+        last = sums[0 if backwards else -1]
+        # A copy: what the last one is kept for outlives the others.
+        return (sums[1:] if backwards else sums[:-1]).flatten(0, 1), last.clone()
 
 
 class _CausalProducts(torch.autograd.Function):
@@ -145,7 +153,7 @@ class _CausalProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
-        blocks = _Blocks(query)
+        blocks = _Blocks(key, value)
         out = _empty_like_heads(value)
         totals: List[Optional[Tensor]] = []  # the sum before each block
         with torch.autocast(device_type=query.device.type, enabled=False):
@@ -157,7 +165,7 @@ class _CausalProducts(torch.autograd.Function):
                     q = q * c
                     o = torch.bmm(torch.bmm(q, k.mT).tril_(), v)
                     if blocks.chunks > 1:
-                        before, total = blocks.running(torch.bmm(k.mT, v), chunks, total, backwards=False)
+                        before, total = blocks.running(k, v, chunks, total, backwards=False)
                         o.baddbmm_(q, before)
                     target = blocks.view(out, start, chunks)
                     target.copy_(o.view(target.shape))
@@ -168,7 +176,7 @@ class _CausalProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, scale, *before_blocks = ctx.saved_tensors
-        blocks = _Blocks(query)
+        blocks = _Blocks(key, value)
         outs = (_empty_like_heads(query), _empty_like_heads(key), _empty_like_heads(value))
         totals = reversed(before_blocks)
         with torch.autocast(device_type=query.device.type, enabled=False):
@@ -183,10 +191,10 @@ class _CausalProducts(torch.autograd.Function):
                     d_v = torch.bmm(torch.bmm(q, k.mT, out=pairs).tril_().mT, g)
                     total = next(totals)
                     if blocks.chunks > 1:
-                        before, _ = blocks.running(torch.bmm(k.mT, v), chunks, total, backwards=False)
+                        before, _ = blocks.running(k, v, chunks, total, backwards=False)
                         d_q.baddbmm_(g, before.mT)
                         # What later chunks want of this one: the sums run backwards.
-                        later, later_total = blocks.running(torch.bmm(q.mT, g), chunks, later_total, backwards=True)
+                        later, later_total = blocks.running(q, g, chunks, later_total, backwards=True)
                         d_k.baddbmm_(v, later.mT)
                         d_v.baddbmm_(k, later)
                     for out, d in zip(outs, (d_q.mul_(c), d_k, d_v), strict=True):
@@ -213,7 +221,7 @@ def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) ->
     """
     length = query.size(2)
     # Zero keys add nothing, so a length that no chunk divides is filled up with them.
-    fill = -length % _chunk_length(query) if length > _SINGLE_PRODUCT else 0
+    fill = -length % _chunk_length(key, value) if length > _SINGLE_PRODUCT else 0
     if fill:
         query, key, value, scale = (F.pad(t, (0, 0, 0, fill)) for t in (query, key, value, scale))
     return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))[:, :, :length]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Luna next to softmax attention: time and memory of one attention layer, of training, of generation.
 
-    benchmark.py                         everything, in sizes for two CPU cores (more than an hour)
+    benchmark.py                         everything, in sizes for two CPU cores (almost two hours)
     benchmark.py attention --threads 1   one part
     benchmark.py --full                  the paper's vocabulary and larger batches
     benchmark.py --report benchmark.json the tables of a finished run, as Markdown
@@ -15,6 +15,7 @@ the paper's formulas in float64; there is no speed for one that differs. OUTPUT 
 
 import argparse
 import copy
+import functools
 import itertools
 import json
 import logging
@@ -48,21 +49,21 @@ SIZES: Dict[str, Dict[str, Any]] = {
     "": dict(
         dim=512, heads=8, projection_lengths=(16, 32, 128, 256), tokens=16384, transcription_up_to=2048,
         lengths=(128, 256, 512, 1024, 2048, 4096, 8192, 16384), vocabulary=8000, words=4096,
-        document_lengths=(32, 1024, 4096), generation_words=1000,
+        document_lengths=(32, 1024, 4096), growing_documents=(4096, 8192, 16384), generation_words=1000,
         blocks={512: "luna_base_512", 2048: "luna_base_2048"}, block_words=2048,
         output_lengths=(25, 250, 2000),
     ),
     "full": dict(
         dim=1024, heads=16, projection_lengths=(16, 32, 128, 256), tokens=65536, transcription_up_to=0,
         lengths=(1024, 2048, 4096, 8192, 16384, 32768, 65536), vocabulary=40600, words=16384,
-        document_lengths=(32, 1024, 4096), generation_words=10000,
+        document_lengths=(32, 1024, 4096), growing_documents=(4096, 8192, 16384), generation_words=10000,
         blocks={512: "luna_base_512", 2048: "luna_base_2048"}, block_words=16384,
         output_lengths=(25, 250, 2000),
     ),
     "smoke": dict(
         dim=16, heads=2, projection_lengths=(4, 8), tokens=256, transcription_up_to=128, lengths=(64, 128, 256),
-        vocabulary=100, words=64, document_lengths=(8, 64), blocks={16: "luna_base_512"}, block_words=64,
-        generation_words=20, output_lengths=(10,),
+        vocabulary=100, words=64, document_lengths=(8, 64), growing_documents=(64, 128),
+        blocks={16: "luna_base_512"}, block_words=64, generation_words=20, output_lengths=(10,),
     ),
 }  # fmt: skip
 # For a smoke run: of the translation models, of the masked-LM models.
@@ -127,6 +128,8 @@ FULL_TARGETS: List[Tuple[str, Dict[str, Any], Dict[str, Any], Dict[int, float]]]
 ]
 # A step of decoding is timed so many times in a row, for a beam of so many.
 DECODING_STEPS, BEAM = 100, 5
+# The growth of one Luna layer takes so many times the rounds.
+GROWTH_ROUNDS = 10
 # Up to here the reference is differentiated, too.
 GRADIENTS_UP_TO = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -326,11 +329,13 @@ def build_layer(kind: str, args: argparse.Namespace) -> nn.Module:
     return layer.to(args.device, DTYPES[args.dtype])
 
 
-def layer_step(kind: str, size: int, length: int, backward: bool, args: argparse.Namespace) -> Callable[[], object]:
-    """Forward, or forward and backward, of one layer on random numbers."""
+def layer_step(
+    kind: str, size: int, length: int, backward: bool, args: argparse.Namespace, batch: Optional[int] = None
+) -> Callable[[], object]:
+    """Forward, or forward and backward, of one layer on random numbers; by default ``args.tokens`` positions."""
     layer = build_layer(kind, args)
     generator = torch.Generator(args.device).manual_seed(2)
-    batch = max(1, args.tokens // length)
+    batch = batch or max(1, args.tokens // length)
     shapes = [(batch, length, args.dim), (batch, size or 1, args.dim)]
     x, packed = (
         torch.randn(shape, generator=generator, device=args.device, dtype=DTYPES[args.dtype], requires_grad=backward)
@@ -366,6 +371,38 @@ def measure_attention(args: argparse.Namespace) -> List[Dict[str, Any]]:
                 row = {"layer": kind, "l": size, "length": length, "backward": backward}
                 most = allocated_bytes(steps[name]) if args.device.type == "cpu" else None
                 rows.append(finished(row, seconds[name], "attention", most))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------ growth
+def measure_growth(args: argparse.Namespace) -> List[Dict[str, Any]]:
+    """One sentence, a few lengths in turn: each layer forward and backward, and updates of whole models.
+
+    Lengths that are compared meet in each round: what the machine does besides changes within minutes by more than
+    the growth may differ from two.
+    """
+    rows = []
+    compared: List[Tuple[str, int, Callable[..., Callable[[], object]], Tuple[int, ...], int]] = []
+    for kind, size in layers(args, length=sys.maxsize):
+        step = functools.partial(layer_step, kind, size, backward=True, args=args, batch=1)
+        rounds = args.rounds * (1 if kind.endswith("softmax") else GROWTH_ROUNDS)  # softmax takes long
+        compared.append((kind, size, step, args.lengths[-4:], rounds))
+    for arch in TRANSLATION[1:]:
+        step = functools.partial(training_step, arch, args=args, documents=1)
+        compared.append((f"training {arch}", 0, step, args.growing_documents, args.rounds))
+    for what, size, step, lengths, rounds in compared:
+        steps = {str(length): step(length=length) for length in lengths}
+        seconds = interleaved(steps, rounds, args.device)
+        before: List[float] = []
+        for length in lengths:
+            found = seconds[str(length)]
+            work = steps[str(length)]
+            most = allocated_bytes(work) if args.device.type == "cpu" else peak_bytes(work, args.device)
+            row: Dict[str, Any] = {"what": what, "l": size, "length": length}
+            if before:
+                row["growth"] = statistics.median(b / a for a, b in zip(before, found, strict=True))
+            rows.append(finished(row, found, "growth", most))
+            before = found
     return rows
 
 
@@ -469,11 +506,13 @@ def examples(arch: str, length: int, args: argparse.Namespace) -> int:
     return max(1, (args.block_words if arch in MASKED_LM else args.words) // length)
 
 
-def training_step(arch: str, length: int, args: argparse.Namespace) -> Callable[[], object]:
+def training_step(
+    arch: str, length: int, args: argparse.Namespace, documents: Optional[int] = None
+) -> Callable[[], object]:
     """An update by Adam on random symbols; of a masked-LM model, 15 % of them are predicted."""
     model = build_model(arch, max(length, 64) + 2, args).train()
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-5)
-    tokens = random_tokens(examples(arch, length, args), length, args=args)
+    tokens = random_tokens(documents or examples(arch, length, args), length, args=args)
     if arch in MASKED_LM:
         chosen = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)).to(args.device) < 0.15
         wanted = tokens[chosen]
@@ -651,27 +690,18 @@ def targets(found: Dict[str, Any]) -> str:
     return table(["", "", "against", "length: speed (wanted)"], lines) if lines else ""
 
 
-def growth(rows: List[Dict[str, Any]], tokens: int) -> str:
-    """How time and memory of a sentence grow, forward and backward, from each length to the next."""
-    rows = [row for row in rows if row["backward"] and row["length"] >= 2048]
-    lengths = list(dict.fromkeys(row["length"] for row in rows))
+def growth(rows: List[Dict[str, Any]]) -> str:
+    """How time and memory of a sentence grow from each length to the next."""
+    pairs = list(itertools.pairwise(sorted({row["length"] for row in rows})))
     lines = []
-    for layer, size in dict.fromkeys((row["layer"], row["l"]) for row in rows if row["layer"] != "transcription"):
-        here = {row["length"]: row for row in rows if (row["layer"], row["l"]) == (layer, size)}
-        # Batches have equal tokens, so a sentence has the time of its batch over their number.
+    for what, size in dict.fromkeys((row["what"], row["l"]) for row in rows):
+        here = {row["length"]: row for row in rows if (row["what"], row["l"]) == (what, size)}
         grown = [
-            [
-                here[b][what] * max(1, tokens // a) / (here[a][what] * max(1, tokens // b))
-                for what in ("seconds", "bytes")
-            ]
-            for a, b in itertools.pairwise(lengths)
+            f"{here[b]['growth']:.2f}x, {here[b]['bytes'] / here[a]['bytes']:.2f}x" if a in here and b in here else ""
+            for a, b in pairs
         ]
-        lines.append(
-            [f"{layer}{f', l = {size}' if size else ''}", *(f"{time:.2f}x, {memory:.2f}x" for time, memory in grown)]
-        )
-    if len(lengths) < 2:
-        return ""
-    return table(["layer", *(f"{a:,} to {b:,}" for a, b in itertools.pairwise(lengths))], lines)
+        lines.append([f"{what}{f', l = {size}' if size else ''}", *grown])
+    return table(["", *(f"{a:,} to {b:,}" for a, b in pairs)], lines) if pairs else ""
 
 
 def report(found: Dict[str, Any]) -> str:
@@ -709,10 +739,13 @@ def report(found: Dict[str, Any]) -> str:
             wanted = " (wanted for l = 32: at most 0.1x of its memory)" if backward else ""
             parts.append(f"The causal layer, {passes}, next to a plain transcription of the formulas{wanted}.\n")
             parts.append(table(["length", "l", "speed, memory"], lines))
-    if grown := growth(rows, found["sizes"]["tokens"]):
+    if grown := growth(found.get("growth", [])):
+        size = f"d = {found['sizes']['dim']}, {found['sizes']['heads']} heads"
         parts.append(
-            "Time and memory of one sentence, forward and backward, when it gets twice as long (wanted for Luna from "
-            "4,096 on: at most 2.10x).\n"
+            f"Time and memory when one sentence gets twice as long: of a layer ({size}), forward and backward, and "
+            "of an update of a whole model (memory: beside parameters and Adam). Times are the median, over "
+            f"{found['rounds']} rounds ({found['rounds'] * GROWTH_ROUNDS} for a layer of Luna), of the ratio within "
+            "a round. Wanted for Luna from 4,096 on: at most 2.10x.\n"
         )
         parts.append(grown)
     if rows := found.get("decoding", []):
@@ -768,6 +801,7 @@ def draw(rows: List[Dict[str, Any]], tokens: int, output: Path) -> None:
 
 PARTS = {
     "attention": measure_attention,
+    "growth": measure_growth,
     "decoding": measure_decoding,
     "training": measure_training,
     "generation": measure_generation,

@@ -1,10 +1,12 @@
 """scripts/benchmark.py: a wrong operation gets no speed; every part runs; the tables are those of the numbers."""
 
+import argparse
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
@@ -77,6 +79,12 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
         if (base["layer"], base["length"], base["backward"]) == ("causal softmax", 128, row["backward"])
     )
     assert f"{base['seconds'] / row['seconds']:.2f}x, {row['bytes'] / base['bytes']:.2f}x" in tables
+    # Six layers at three lengths, two models at two; from each length to the next.
+    assert len(found["growth"]) == 6 * 3 + 2 * 2
+    for before, row in itertools.pairwise(found["growth"]):
+        if "growth" in row:
+            assert f"{row['growth']:.2f}x, {row['bytes'] / before['bytes']:.2f}x" in tables.split("twice as long")[1]
+    assert sum("growth" in row for row in found["growth"]) == 6 * 2 + 2
     # The state of Luna does not grow, softmax attention's does.
     for row in found["generation"]:
         grows = row["state"]["after all"] > row["state"]["after 8"]
@@ -97,7 +105,29 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     assert int(done.stdout) > 0
 
 
-def test_the_readme_has_the_report_of_the_run() -> None:
-    found = json.loads((ROOT / "docs" / "benchmark.json").read_text())
+@pytest.mark.parametrize("name", ["benchmark.json", "growth.json"])
+def test_the_readme_has_the_report_of_the_run(name: str) -> None:
+    found = json.loads((ROOT / "docs" / name).read_text())
     readme = (ROOT / "README.md").read_text()
-    assert benchmark.report(found) in readme, "run: python scripts/benchmark.py --report docs/benchmark.json"
+    assert benchmark.report(found) in readme, f"run: python scripts/benchmark.py --report docs/{name}"
+
+
+def test_growth_is_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that gets slower from round to round does not change it."""
+    args = argparse.Namespace(
+        rounds=3, lengths=(8, 16, 32), device=torch.device("cpu"), growing_documents=(), projection_lengths=(4,)
+    )
+    args.transcription_up_to = 0
+    asked = []
+
+    def timed(steps: Dict[str, Any], rounds: int, _: torch.device) -> Dict[str, List[float]]:
+        asked.append(rounds)
+        return {length: [int(length) * slow for slow in range(1, rounds + 1)] for length in steps}
+
+    monkeypatch.setattr(benchmark, "interleaved", timed)
+    monkeypatch.setattr(benchmark, "layer_step", lambda *args, **named: None)
+    monkeypatch.setattr(benchmark, "allocated_bytes", lambda _: 7)
+    monkeypatch.setattr(benchmark, "TRANSLATION", ())
+    rows = benchmark.measure_growth(args)
+    assert asked == [3, 3, 30, 30]
+    assert [row.get("growth") for row in rows] == [None, 2.0, 2.0] * 4

@@ -382,14 +382,14 @@ def measure_growth(args: argparse.Namespace) -> List[Dict[str, Any]]:
     the growth may differ from two.
     """
     rows = []
-    compared: List[Tuple[str, int, Callable[..., Callable[[], object]], Tuple[int, ...], int]] = []
+    compared: List[Tuple[str, int, Callable[..., Callable[[], object]], List[int], int]] = []
     for kind, size in layers(args, length=sys.maxsize):
         step = functools.partial(layer_step, kind, size, backward=True, args=args, batch=1)
         rounds = args.rounds * (1 if kind.endswith("softmax") else GROWTH_ROUNDS)  # softmax takes long
-        compared.append((kind, size, step, args.lengths[-4:], rounds))
+        compared.append((kind, size, step, sorted(args.lengths)[-4:], rounds))
     for arch in TRANSLATION[1:]:
         step = functools.partial(training_step, arch, args=args, documents=1)
-        compared.append((f"training {arch}", 0, step, args.growing_documents, args.rounds))
+        compared.append((f"training {arch}", 0, step, list(args.growing_documents), args.rounds))
     for what, size, step, lengths, rounds in compared:
         steps = {str(length): step(length=length) for length in lengths}
         seconds = interleaved(steps, rounds, args.device)
@@ -400,9 +400,10 @@ def measure_growth(args: argparse.Namespace) -> List[Dict[str, Any]]:
             most = allocated_bytes(work) if args.device.type == "cpu" else peak_bytes(work, args.device)
             row: Dict[str, Any] = {"what": what, "l": size, "length": length}
             if before:
-                row["growth"] = statistics.median(b / a for a, b in zip(before, found, strict=True))
+                row["growth"] = round(statistics.median(b / a for a, b in zip(before, found, strict=True)), 3)
             rows.append(finished(row, found, "growth", most))
             before = found
+        del steps, work  # a model and its optimizer, before the next ones are made
     return rows
 
 

@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_backward_fl
 import luna_fairseq  # noqa: F401  (registers the models)
 from benchmark import dictionary
 from benchmark_training import Run, load_config
+from luna_fairseq.ops.causal import chunk_length
 from measuring import in_own_process, peak_bytes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -111,7 +112,7 @@ class Sizes:
         )
 
 
-def operations(sizes: Sizes, source: int, target: int, chunk: int = 64) -> float:
+def operations(sizes: Sizes, source: int, target: int, on_cpu: bool = False) -> float:
     """Floating point operations of one sentence (pair) in training, a product and its sum counted as two.
 
     Multiplications of the forward pass, with L = min(rows, source), for n positions that attend to m::
@@ -130,7 +131,7 @@ def operations(sizes: Sizes, source: int, target: int, chunk: int = 64) -> float
         sizes: of the model.
         source: symbols of the source, or of a block of masked LM.
         target: symbols of the target, all of them predicted; 0 for masked LM.
-        chunk: c, 64 on a GPU and 32 on a CPU.
+        on_cpu: c is 64 on a GPU; on a CPU it is 32 for few packed rows.
     """
     d, rows, u = sizes.width, min(sizes.rows, source), sizes.kv
 
@@ -150,6 +151,7 @@ def operations(sizes: Sizes, source: int, target: int, chunk: int = 64) -> float
             causal = ((3 + u) * target + rows) * d**2 + target * rows * d
             each = target * target * (d + sizes.heads * rows)
             if target > 128:
+                chunk = chunk_length(d // sizes.heads, rows, on_cpu)
                 filled = math.ceil(target / chunk) * chunk
                 each = filled * (chunk * (d + sizes.heads * rows) + 2 * rows * d)
             sums = sizes.decoder_layers * 2 * each
@@ -219,9 +221,9 @@ class Step(Run):
         self.model.train()
         self.task.train_step(self.batch, self.model, self.criterion, self.optimizer, 0)
 
-    def operations(self, chunk: int = 64) -> float:
+    def operations(self, on_cpu: bool = False) -> float:
         """By the formula, a symbol of the source (and one of the target)."""
-        return operations(self.sizes, self.length, 0 if self.masked_lm else self.length, chunk) / self.length
+        return operations(self.sizes, self.length, 0 if self.masked_lm else self.length, on_cpu) / self.length
 
     def counted_operations(self) -> float:
         """The same by torch's counter, in a real step."""
@@ -310,7 +312,7 @@ def measure(path: Path, args: argparse.Namespace) -> Dict[str, float]:
     peak = peak_bytes(train, CPU)
     step = steps[0]
     return {
-        "operations": step.operations(chunk=32),
+        "operations": step.operations(on_cpu=True),
         "measured operations": step.counted_operations(),
         "bytes": step.memory(step.batch["ntokens"]),
         "measured bytes": peak,

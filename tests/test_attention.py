@@ -138,6 +138,19 @@ def test_sums_are_the_same_whatever_the_blocks(
         assert_close(*pair, f"gradient of {name}", rel=1e-12)
 
 
+@pytest.mark.parametrize(("heads", "rows"), [(8, 32), (8, 256), (16, 256), (16, 512)])
+def test_few_sums_are_kept_for_the_backward_pass(heads: int, rows: int) -> None:
+    """Also where a chunk is as much work as a block should be."""
+    query, key, value = (torch.rand(1, heads, 2048, dim, requires_grad=True) for dim in (64, 64, rows))
+    out = ops.causal_products(query, key, value, torch.ones(1, 1, 2048, 1))
+    saved: Any = out.grad_fn.next_functions[0][0].saved_tensors  # type: ignore[union-attr]
+    *inputs, scale = saved[:4]
+    sums = [x for x in saved[4:] if x is not None]
+    assert scale.shape == (1, heads, 2048, 1)
+    assert {x.shape for x in sums} == {(heads, 64, rows)}
+    assert sum(x.numel() for x in sums) <= sum(x.numel() for x in inputs) / 8
+
+
 def test_elu_activation_is_one_plus_elu() -> None:
     x = torch.tensor([-50.0, -1.0, 0.0, 2.0], dtype=torch.float64)
     for name, want in (

@@ -16,12 +16,18 @@ from commands import ROOT
 
 
 def _config(
-    folder: Path, model: str, task: str = "translation", optimizer: str = "adam", fp16: bool = False, width: int = 64
+    folder: Path,
+    model: str,
+    task: str = "translation",
+    optimizer: str = "adam",
+    fp16: bool = False,
+    width: int = 64,
+    head_dim: int = 16,
 ) -> Path:
     """A config of 500 updates on 2 processes; heads and rows so many that nothing is folded."""
     encoder, decoder = (
         f"{side}_layers: {layers}, {side}_embed_dim: {width}, {side}_ffn_embed_dim: {4 * width}, "
-        f"{side}_attention_heads: {width // 16}, attention_dropout: 0.1"
+        f"{side}_attention_heads: {width // head_dim}, attention_dropout: 0.1"
         for side, layers in (("encoder", 2), ("decoder", 1))
     )
     decoder = decoder.replace(", attention_dropout: 0.1", "")
@@ -58,7 +64,14 @@ def _args(**changes: Any) -> Namespace:
 )
 def test_operations_of_translation(model: str, length: int, tmp_path: Path) -> None:
     step = cost.Step(_config(tmp_path, model), _args(length=length))
-    assert step.operations(chunk=32) == pytest.approx(step.counted_operations(), rel=0.005)
+    assert step.operations(on_cpu=True) == pytest.approx(step.counted_operations(), rel=0.005)
+
+
+def test_operations_of_longer_chunks(tmp_path: Path) -> None:
+    """For wide heads and many packed rows."""
+    config = _config(tmp_path, "luna_base_tied, projection_length: 128", width=128, head_dim=64)
+    step = cost.Step(config, _args(length=300))
+    assert step.operations(on_cpu=True) == pytest.approx(step.counted_operations(), rel=0.005)
 
 
 @pytest.mark.parametrize(

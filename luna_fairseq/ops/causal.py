@@ -16,19 +16,24 @@ from torch.autograd.function import once_differentiable
 
 # Operations a position: N (K + L) for one product, c (K + L) + 2 K L in chunks of c. They take equally long near 128.
 _SINGLE_PRODUCT = 128
-_CPU_CHUNK, _GPU_CHUNK = 32, 64  # a longer one keeps fewer sums
+_CPU_CHUNK, _GPU_CHUNK = 32, 64  # a longer one keeps fewer sums, so a CPU takes it where they are large
 _CPU_BLOCK = 2**19  # numbers of keys and values whose copies and products stay in the caches of two cores
+_LEAST_CHUNKS = 8  # of a block, where there are as many: between blocks a sum is kept for the backward pass
 
 
 def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
+def chunk_length(head_dim: int, rows: int, on_cpu: bool) -> int:
+    """c, the positions of a chunk, for K and L; sequences of up to 128 are not cut."""
+    # The sum of a chunk, K x L numbers, should hardly be more than its keys and values.
+    few = head_dim * rows <= _CPU_CHUNK * (head_dim + rows)
+    return _CPU_CHUNK if on_cpu and few else _GPU_CHUNK
+
+
 def _chunk_length(key: Tensor, value: Tensor) -> int:
-    if not _on_cpu(key):
-        return _GPU_CHUNK
-    # The sum of a chunk, K x L numbers, should not be more than its keys and values.
-    return _CPU_CHUNK * (1 if key.size(-1) * value.size(-1) <= _CPU_CHUNK * (key.size(-1) + value.size(-1)) else 2)
+    return chunk_length(key.size(-1), value.size(-1), _on_cpu(key))
 
 
 def _softplus2(scores: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ class _Blocks:
         self.on_cpu = _on_cpu(key)
         size = _CPU_BLOCK // (key.size(-1) + value.size(-1)) if self.on_cpu else batch * self.heads * length
         self.sentences = max(1, size // (self.chunks * self.chunk * self.heads)) if self.chunks else 1
-        block = max(1, size // (self.chunk * self.heads))
+        block = max(_LEAST_CHUNKS, size // (self.chunk * self.heads))
         self.starts = range(0, batch, self.sentences)
         self.ranges = [range(i, min(i + block, self.chunks)) for i in range(0, self.chunks, block)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq.data import Dictionary
+from hypothesis import settings
 from torch import Tensor
 
 from commands import WORDS_DE, WORDS_EN, Corpus, LMCorpus, run_command, write_indexed
@@ -14,6 +15,10 @@ from wmt14_archives import make_archives
 
 # A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run: what fails here fails for everybody.
+settings.register_profile("deterministic", derandomize=True)
+settings.load_profile("deterministic")
 
 
 def _write_corpus(folder: Path) -> None:

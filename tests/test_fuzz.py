@@ -304,6 +304,7 @@ def test_damaged_dictionary_of_a_training(corpus: Corpus, tmp_path: Path) -> Non
 
 @given(content=st.binary(max_size=200) | st.text("ab:-{}[]&*!'\"\n \t#|%@,?1", max_size=60).map(str.encode))
 @example(content=b"x: !!python/object/apply:os.mkdir [executed]")
+@example(content=b"?")
 @settings(FILES, max_examples=30)
 def test_random_bytes_as_a_config(content: bytes, tmp_path: Path) -> None:
     """Composed, or refused with a sentence; nothing in it is run."""
@@ -312,7 +313,7 @@ def test_random_bytes_as_a_config(content: bytes, tmp_path: Path) -> None:
         try:
             found: Any = hydra.compose("x")
         except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-            found = str(error)
+            found = f"{error}{error.__cause__ or ''}"  # Hydra prints the cause if it has none of its own
     assert isinstance(found, DictConfig | str) and found != ""
     assert not Path("executed").exists()
 

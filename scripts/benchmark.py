@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Luna next to softmax attention: time and memory of one attention layer, of training, of generation.
 
-    benchmark.py                         everything, in sizes for two CPU cores (almost two hours)
+    benchmark.py                         everything, in sizes for two CPU cores (one to two hours)
     benchmark.py attention --threads 1   one part
     benchmark.py --full                  the paper's vocabulary and larger batches
     benchmark.py --report benchmark.json the tables of a finished run, as Markdown
@@ -400,7 +400,7 @@ def measure_growth(args: argparse.Namespace) -> List[Dict[str, Any]]:
             most = allocated_bytes(work) if args.device.type == "cpu" else peak_bytes(work, args.device)
             row: Dict[str, Any] = {"what": what, "l": size, "length": length}
             if before:
-                row["growth"] = round(statistics.median(b / a for a, b in zip(before, found, strict=True)), 3)
+                row["growth"] = statistics.median(b / a for a, b in zip(before, found, strict=True))
             rows.append(finished(row, found, "growth", most))
             before = found
         del steps, work  # a model and its optimizer, before the next ones are made
@@ -638,7 +638,8 @@ def finished(row: Dict[str, Any], seconds: List[float], part: str, size: Optiona
     median = statistics.median(seconds)
     row = {**row, "seconds": median, "spread": (max(seconds) - min(seconds)) / median}
     row["bytes"] = in_own_process("--memory-of", part, json.dumps(row)) if size is None else size
-    said = " ".join(str(value) for name, value in row.items() if name not in ("seconds", "spread", "bytes", "words"))
+    numbers = ("seconds", "spread", "bytes", "words", "growth")
+    said = " ".join(str(value) for name, value in row.items() if name not in numbers)
     print(f"{part}: {said}: {median:.4g} s, {row['bytes'] / 2**20:,.0f} MiB", file=sys.stderr, flush=True)
     return row
 

@@ -131,7 +131,7 @@ class _Blocks:
             backwards: the last chunk comes first.
 
         Returns:
-            ``[chunks * sentences * H, E, F]`` and ``[sentences * H, E, F]``.
+            ``[chunks * sentences * H, E, F]`` and ``[sentences * H, E, F]``, views of one tensor.
         """
         shape = (len(chunks) + 1, left.size(0) // len(chunks), left.size(2), right.size(2))
         sums = left.new_empty(shape)  # each product goes where what is summed behind it belongs
@@ -144,9 +144,7 @@ class _Blocks:
                 following.add_(one)
         else:
             sums = sums.flip(0).cumsum(dim=0).flip(0) if backwards else sums.cumsum(dim=0)
-        last = sums[0 if backwards else -1]
-        # A copy: what the last one is kept for outlives the others.
-        return (sums[1:] if backwards else sums[:-1]).flatten(0, 1), last.clone()
+        return (sums[1:] if backwards else sums[:-1]).flatten(0, 1), sums[0 if backwards else -1]
 
 
 class _CausalProducts(torch.autograd.Function):
@@ -165,7 +163,7 @@ class _CausalProducts(torch.autograd.Function):
             for start in blocks.starts:
                 total: Optional[Tensor] = None
                 for chunks in blocks.ranges:
-                    totals.append(total)
+                    totals.append(None if total is None else total.clone())  # the view would keep the block's sums
                     q, k, v, c = blocks.copies(query, key, value, scale, start=start, chunks=chunks)
                     q = q * c
                     o = torch.bmm(torch.bmm(q, k.mT).tril_(), v)

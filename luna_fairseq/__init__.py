@@ -1,18 +1,32 @@
 """Luna (Linear Unified Nested Attention, NeurIPS 2021) as a fairseq plugin.
 
-``--user-dir $(luna-fairseq user-dir)`` makes fairseq import this package: that registers the models, the
-optimizer, the schedule and the criterion, and lets today's torch load fairseq's checkpoints.
+``--user-dir $(luna-fairseq user-dir)`` makes fairseq import this package and then its folders ``tasks`` and
+``models``, which load the plugin (:mod:`luna_fairseq.plugin`): the models, tasks, optimizer, schedule and criterion
+are registered, and fairseq is repaired. The import of the package alone costs nothing, and needs neither torch nor
+fairseq.
 """
 
-from luna_fairseq import compat
+from typing import Any, List
+
 from luna_fairseq._version import __version__
 
-# First, so that what is imported next warns of nothing that cannot be helped.
-compat.prepare()
+__all__ = ["__version__"]
 
-from luna_fairseq import optim  # noqa: E402
-from luna_fairseq.criterions import lra_cross_entropy  # noqa: E402
-from luna_fairseq.models import lra, luna, luna_bert  # noqa: E402
-from luna_fairseq.tasks import long_range_arena  # noqa: E402
 
-__all__ = ["__version__", "long_range_arena", "lra", "lra_cross_entropy", "luna", "luna_bert", "optim"]
+class _PackagePath(List[str]):
+    """``__path__``, which also hears of ``--user-dir`` when the package was imported before fairseq was told of it.
+
+    fairseq then imports no folder any more, and only asks whether ``--user-dir`` is in ``__path__``
+    (``fairseq.utils.import_user_module``). There is no other hook.
+    """
+
+    def __contains__(self, folder: Any) -> bool:
+        found = super().__contains__(folder)
+        if found:
+            from luna_fairseq import plugin
+
+            plugin.load()
+        return found
+
+
+__path__ = _PackagePath(__path__)

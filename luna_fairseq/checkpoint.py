@@ -7,6 +7,8 @@ table is the one place that knows them; modules have only the names on the right
 import re
 from typing import Any, Dict, List, Optional, Tuple
 
+from luna_fairseq.errors import CheckpointMismatch
+
 # (published, ours), matched anywhere in a name at a dot; ours None = holds nothing, dropped.
 PUBLISHED_NAMES: List[Tuple[str, Optional[str]]] = [
     ("projected_embeddings", "packed_input.embeddings"),
@@ -40,10 +42,6 @@ def translate_published_names(state_dict: Dict[str, Any]) -> None:
             value = state_dict.pop(name)
             if new is not None:
                 state_dict[new] = value
-
-
-class CheckpointMismatch(RuntimeError):
-    """A checkpoint holds another model than the options describe."""
 
 
 def check_shapes(state_dict: Dict[str, Any], own: Dict[str, Any], options: Dict[Tuple[str, int], str]) -> None:

@@ -12,12 +12,10 @@ from typing import Any, BinaryIO, Iterator, Optional, Union
 
 import torch
 
+from luna_fairseq.errors import CheckpointError
+
 _ZIP = b"PK\x03\x04"  # how torch tells its own format from the one of before 1.6, which holds no checksums
 _NAME = re.compile(r"checkpoint(?:(?P<epoch>\d+)|_(?P<in_epoch>\d+)_(?P<update>\d+)|[._]best\S*)\.pt")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint file cannot be read or written, or is not allowed to be read."""
 
 
 @contextlib.contextmanager

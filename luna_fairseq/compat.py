@@ -36,14 +36,8 @@ from typing import Any, List
 import numpy as np
 import torch
 
-from luna_fairseq.checkpoint_files import (
-    CheckpointError,
-    check_whole,
-    copy_atomically,
-    damaged,
-    newest_checkpoint,
-    save_atomically,
-)
+from luna_fairseq.checkpoint_files import check_whole, copy_atomically, damaged, newest_checkpoint, save_atomically
+from luna_fairseq.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +57,15 @@ _NOISE = [
 ]
 
 
+_prepared = False
+
+
 def prepare() -> None:
-    """Make fairseq work here; called once, when the plugin is imported."""
+    """Make fairseq work here, once; every part of the plugin that needs fairseq calls it first."""
+    global _prepared
+    if _prepared:
+        return
+    _prepared = True
     _quieten_noise()
     _import_fairseq()
     _allow_checkpoint_classes()
@@ -139,22 +140,15 @@ def _allow_checkpoint_classes() -> None:
 def _explain_errors() -> None:
     """Say what is wrong, and what to do, where fairseq lets a low-level error through.
 
-    There is no hook for any of it, so three parts of fairseq are replaced (0.12.3.1):
+    There is no hook for any of it, so two parts of fairseq are replaced (0.12.3.1):
 
     * ``checkpoint_utils.load_checkpoint_to_cpu``, which every command uses, is wrapped: a file that is cut
       short or damaged is named, one byte of it included; so is one that holds something else.
     * ``Trainer.train_step`` is wrapped: a run that diverges says at which update, and what to try. fairseq's
       NanDetector looks at forward passes only: today's torch ends with a StopIteration in its backward hook of a
       module that returns a dictionary, as every encoder does.
-    * The tasks ``translation``, ``masked_lm``, ``sentence_prediction`` and ``sentence_ranking`` become ours,
-      which check their data first.
     """
     from fairseq import checkpoint_utils, trainer
-    from fairseq.tasks import TASK_REGISTRY
-
-    from luna_fairseq.tasks._masked_lm import CheckedMaskedLMTask
-    from luna_fairseq.tasks._sentences import CheckedSentencePredictionTask, CheckedSentenceRankingTask
-    from luna_fairseq.tasks._translation import CheckedTranslationTask
 
     load = checkpoint_utils.load_checkpoint_to_cpu
 
@@ -206,12 +200,6 @@ def _explain_errors() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = load_or_explain
     trainer.Trainer.train_step = train_step_or_explain
     trainer.NanDetector = functools.partial(trainer.NanDetector, backward=False)
-    TASK_REGISTRY.update(
-        translation=CheckedTranslationTask,
-        masked_lm=CheckedMaskedLMTask,
-        sentence_prediction=CheckedSentencePredictionTask,
-        sentence_ranking=CheckedSentenceRankingTask,
-    )
 
 
 def _keep_checkpoints_whole() -> None:
@@ -323,8 +311,9 @@ def _check_data_and_sizes() -> None:
     from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
 
-    from luna_fairseq.checkpoint import CheckpointMismatch, check_optimizer
-    from luna_fairseq.tasks._checks import DataError, check_complete
+    from luna_fairseq.checkpoint import check_optimizer
+    from luna_fairseq.checks import check_complete
+    from luna_fairseq.errors import CheckpointMismatch, DataError
 
     add_from_file = Dictionary.add_from_file
     load_dataset = data_utils.load_indexed_dataset
@@ -455,7 +444,7 @@ def _check_commands() -> None:
     from fairseq.trainer import Trainer
     from omegaconf import OmegaConf
 
-    from luna_fairseq.tasks._checks import check_device, check_names, check_optimizer_modes, check_processes
+    from luna_fairseq.checks import check_device, check_names, check_optimizer_modes, check_processes
 
     call, setup, init = distributed_utils.call_main, tasks.setup_task, Trainer.__init__
     has_tpu = importlib.util.find_spec("torch_xla") is not None

@@ -29,7 +29,7 @@ from fairseq import optim
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
-import luna_fairseq  # noqa: F401  (registers the models)
+import luna_fairseq.models  # noqa: F401  (registers the models)
 from benchmark import dictionary
 from benchmark_training import Run, load_config
 from luna_fairseq.ops.causal import chunk_length

@@ -10,8 +10,12 @@ from fairseq.data import Dictionary
 from hypothesis import settings
 from torch import Tensor
 
-from commands import WORDS_DE, WORDS_EN, Corpus, LMCorpus, run_command, write_indexed
-from wmt14_archives import make_archives
+from luna_fairseq import plugin
+from support.running import WORDS_DE, WORDS_EN, Corpus, LMCorpus, run_command, write_indexed
+from support.wmt14_archives import make_archives
+
+# What --user-dir does: tests build models and load checkpoints without a command.
+plugin.load()
 
 # A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,8 @@ from fairseq.models.transformer import Embedding, TransformerEncoderBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
-from luna_fairseq.checkpoint import CheckpointMismatch, check_shapes, check_tied_kv, translate_published_names
+from luna_fairseq.checkpoint import check_shapes, check_tied_kv, translate_published_names
+from luna_fairseq.errors import CheckpointMismatch
 from luna_fairseq.models._config import (
     check_at_least,
     check_probabilities,

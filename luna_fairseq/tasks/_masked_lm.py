@@ -4,9 +4,11 @@ import os
 from typing import Any
 
 from fairseq import utils
+from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
-from luna_fairseq.tasks._checks import DataError, check_complete, check_dictionary, check_folder
+from luna_fairseq.checks import check_complete, check_dictionary, check_folder
+from luna_fairseq.errors import DataError
 
 
 class CheckedMaskedLMTask(MaskedLMTask):
@@ -58,3 +60,7 @@ class CheckedMaskedLMTask(MaskedLMTask):
                     "documents: prepare the text with its blank lines, or take --sample-break-mode complete"
                 )
         return dataset
+
+
+# In the place of fairseq's, under the same name.
+TASK_REGISTRY["masked_lm"] = CheckedMaskedLMTask

@@ -5,17 +5,12 @@ from typing import Any
 
 from fairseq import models
 from fairseq.data import data_utils
+from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 
-from luna_fairseq.tasks._checks import (
-    DataError,
-    check_count,
-    check_dictionary,
-    check_folder,
-    check_labels,
-    read_labels,
-)
+from luna_fairseq.checks import check_count, check_dictionary, check_folder, check_labels, read_labels
+from luna_fairseq.errors import DataError
 
 
 class CheckedSentencePredictionTask(SentencePredictionTask):
@@ -102,3 +97,8 @@ class CheckedSentenceRankingTask(SentenceRankingTask):
         if labels is not None:
             check_count(path, len(labels), len(dataset))
         return dataset
+
+
+# In the place of fairseq's, under the same name.
+TASK_REGISTRY["sentence_prediction"] = CheckedSentencePredictionTask
+TASK_REGISTRY["sentence_ranking"] = CheckedSentenceRankingTask

@@ -6,11 +6,12 @@ from typing import Any, List, Optional
 import torch
 from fairseq import utils
 from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
+from luna_fairseq.checks import check_dictionary, check_folder
 from luna_fairseq.models.luna import LunaModel
-from luna_fairseq.tasks._checks import check_dictionary, check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -83,3 +84,7 @@ class CheckedTranslationTask(TranslationTask):
         return super().build_dataset_for_inference(
             src_tokens, [tokens.numel() for tokens in src_tokens], constraints=constraints
         )
+
+
+# In the place of fairseq's, under the same name.
+TASK_REGISTRY["translation"] = CheckedTranslationTask

@@ -31,15 +31,9 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 from torch import Tensor
 
+from luna_fairseq.checks import check_count, check_dictionary, check_folder, check_labels, read_labels
+from luna_fairseq.errors import DataError
 from luna_fairseq.models.lra import CLS, LRAModel
-from luna_fairseq.tasks._checks import (
-    DataError,
-    check_count,
-    check_dictionary,
-    check_folder,
-    check_labels,
-    read_labels,
-)
 
 logger = logging.getLogger(__name__)
 

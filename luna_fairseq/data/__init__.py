@@ -1,0 +1,1 @@
+"""What prepares data; reached by ``luna-fairseq prepare`` and ``luna-fairseq fetch``."""

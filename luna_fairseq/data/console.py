@@ -1,0 +1,52 @@
+"""How a data tool talks: progress, interruption, errors in one sentence, options."""
+
+import argparse
+import io
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from luna_fairseq.errors import PreparationError
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def run(script: str, prepare: Callable[[], None]) -> int:
+    """Call ``prepare``; errors of the user or of the system are one line on stderr. Returns the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a file shows what is done, too
+    try:
+        prepare()
+    except PreparationError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        print(f"{script}: {error.strerror or error}{place}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted: run the same command again", file=sys.stderr)
+        return 130
+    return 0
+
+
+def progress(total: int, name: str, unit: str) -> Any:
+    """A progress display on stderr; rare lines if that is a file."""
+    from tqdm import tqdm
+
+    interval = 0.5 if sys.stderr.isatty() else 30
+    tqdm.monitor_interval = 0  # its thread would be forked with the workers
+    return tqdm(total=total, desc=name, unit=unit, unit_scale=True, mininterval=interval, maxinterval=interval)
+
+
+def positive(text: str) -> int:
+    """An option that is a number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

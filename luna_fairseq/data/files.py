@@ -1,0 +1,99 @@
+"""Files and folders that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luna_fairseq.errors import PreparationError
+
+BYTE_ORDER_MARK = "\ufeff"
+
+
+def need_file(path: Path) -> Path:
+    """The path, if a file is there."""
+    if not path.is_file():
+        raise PreparationError(f"the file {path} does not exist: name one that does")
+    return path
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of text, each with the number of its bytes in the file."""
+    with open(path, "rb") as source:
+        for number, line in enumerate(source):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise PreparationError(f"{path}, line {number + 1} is not UTF-8: convert the file") from error
+            yield len(line), text if number else text.removeprefix(BYTE_ORDER_MARK)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside ``path``; what an interrupted run left under such a name goes away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = f".{path.name}.tmp-"
+    for stale in path.parent.iterdir():
+        if stale.name.startswith(start):
+            if stale.is_dir():
+                shutil.rmtree(stale)
+            else:
+                stale.unlink()
+    return path.with_name(f"{start}{os.getpid()}")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes ``path`` at the end, or is removed after an error."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes ``path`` at the end, or is removed after an error."""
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PreparationError(f"{path} is damaged: remove the folder {path.parent} and prepare it again") from error
+
+
+def digest(path: Path) -> str:
+    """What tells one small file from another."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def listing(files: Iterable[Path], folder: Path) -> str:
+    """A digest of the names and sizes of the data, to notice other data: there may be many thousands of files."""
+    lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

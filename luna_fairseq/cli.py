@@ -21,6 +21,11 @@ class Command(NamedTuple):
 
 COMMANDS: Dict[str, Command] = {
     "user-dir": Command("luna_fairseq.commands.user_dir", "print the folder to give to --user-dir"),
+    "prepare": Command("luna_fairseq.commands.prepare", "make data for training from text, images or a generator"),
+    "fetch": Command("luna_fairseq.commands.fetch", "download public archives, check them, take the text out"),
+    "score": Command("luna_fairseq.commands.score", "score translations by sacreBLEU and by tokenised BLEU"),
+    "plot": Command("luna_fairseq.commands.plot", "draw trainings from their logs"),
+    "table": Command("luna_fairseq.commands.table", "what is finished of an experiment, next to the paper's figures"),
     "average": Command("luna_fairseq.commands.average", "average checkpoints, and write a model card"),
     "card": Command("luna_fairseq.commands.card", "write the model card of a checkpoint, or add scores to it"),
     "attention": Command(
@@ -49,7 +54,7 @@ def dispatch(prog: str, description: str, commands: Dict[str, Command], argument
         return module.main(f"{prog} {arguments[0]}", arguments[1:])
     # What is left is help, the version, or an error.
     parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action="version", version=f"luna-fairseq {__version__}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
         choices.add_parser(name, help=command.help)

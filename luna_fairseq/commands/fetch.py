@@ -1,0 +1,14 @@
+"""``luna-fairseq fetch NAME``: public archives, downloaded, checked and taken apart."""
+
+from typing import Dict, List
+
+from luna_fairseq.cli import Command, dispatch
+
+NAMES: Dict[str, Command] = {
+    "wmt14": Command("luna_fairseq.data.wmt14", "WMT'14 English-German"),
+}
+
+
+def main(prog: str, arguments: List[str]) -> int:
+    """Run the command of a name; returns the exit code."""
+    return dispatch(prog, "Fetch public data.", NAMES, arguments)

@@ -1,0 +1,30 @@
+"""``luna-fairseq prepare KIND``: text, images or a generator to data that fairseq trains on."""
+
+from typing import Dict, List
+
+from luna_fairseq.cli import Command, dispatch
+
+KINDS: Dict[str, Command] = {
+    "translation": Command(
+        "luna_fairseq.data.translation", "parallel text, cleaned, in pieces, for --task translation"
+    ),
+    "corpus": Command("luna_fairseq.data.corpus", "documents in pieces and shards, for --task masked_lm"),
+    "pieces": Command(
+        "luna_fairseq.data.joint_pieces", "parallel text as it is, in pieces of a joint SentencePiece model"
+    ),
+    "glue": Command("luna_fairseq.data.finetuning.glue", "a task of GLUE, for --task sentence_prediction"),
+    "race": Command("luna_fairseq.data.finetuning.race", "RACE, for --task sentence_ranking"),
+    "csqa": Command("luna_fairseq.data.finetuning.csqa", "CommonsenseQA, for --task sentence_ranking"),
+    "listops": Command("luna_fairseq.data.lra.listops", "Long Range Arena: ListOps, generated or as published"),
+    "text": Command("luna_fairseq.data.lra.text", "Long Range Arena: the IMDb reviews, byte by byte"),
+    "retrieval": Command("luna_fairseq.data.lra.retrieval", "Long Range Arena: pairs of articles of the AAN"),
+    "image": Command("luna_fairseq.data.lra.image", "Long Range Arena: CIFAR-10, pixel by pixel"),
+    "digits": Command("luna_fairseq.data.lra.digits", "scikit-learn's digits, small real images without a download"),
+    "pathfinder": Command("luna_fairseq.data.lra.pathfinder", "Long Range Arena: Pathfinder, drawn or as published"),
+    "demo": Command("luna_fairseq.data.demo.command", "a synthetic English-German corpus"),
+}
+
+
+def main(prog: str, arguments: List[str]) -> int:
+    """Run the command of a kind; returns the exit code."""
+    return dispatch(prog, "Prepare data for training.", KINDS, arguments)

@@ -1,0 +1,17 @@
+"""``luna-fairseq table EXPERIMENT OUT``: what is finished in OUT, next to the paper's figures, in Markdown."""
+
+from typing import Dict, List
+
+from luna_fairseq.cli import Command, dispatch
+
+EXPERIMENTS: Dict[str, Command] = {
+    "wmt14": Command("luna_fairseq.results.wmt14", "what scripts/wmt14.sh has trained"),
+    "multi30k": Command("luna_fairseq.results.multi30k", "what scripts/multi30k.sh has trained"),
+    "masked-lm": Command("luna_fairseq.results.masked_lm", "what scripts/masked_lm.sh has trained"),
+    "lra": Command("luna_fairseq.results.lra", "what scripts/lra.sh has trained"),
+}
+
+
+def main(prog: str, arguments: List[str]) -> int:
+    """Run the command of an experiment; returns the exit code."""
+    return dispatch(prog, "What is finished of an experiment.", EXPERIMENTS, arguments)

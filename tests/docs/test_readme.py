@@ -6,12 +6,12 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import List
 
 import pytest
 
+from support.forks import commands, path_variable
 from support.running import ROOT, TINY, Corpus
 
 README = (ROOT / "README.md").read_text()
@@ -39,7 +39,7 @@ def _without_measuring(commands: List[str]) -> List[str]:
 
 def _run(command: str, folder: Path, **environment: str) -> str:
     """Run a command of the README in a folder; returns its output."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = path_variable(commands())
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder, capture_output=True, text=True, timeout=300, check=False,

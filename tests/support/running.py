@@ -1,8 +1,7 @@
-"""Run fairseq's real commands in processes of their own."""
+"""Run fairseq's commands and ours, and the scripts, as a user does."""
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List
@@ -11,6 +10,7 @@ from fairseq.data import Dictionary, indexed_dataset
 from torch import Tensor
 
 from luna_fairseq.cli import user_dir
+from support.forks import REAL, commands, path_variable
 
 USER_DIR = str(user_dir())
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,9 @@ def write_indexed(path: Path, rows: List[Tensor], dictionary: Dictionary) -> Non
     dictionary.save(str(path.parent / "dict.txt"))
 
 
-def run_command(command: str, *args: Any, code: int = 0, stdin: str = "", **environment: str) -> str:
+def run_command(
+    command: str, *args: Any, code: int = 0, stdin: str = "", real: bool = False, **environment: str
+) -> str:
     """Run a command of this Python's environment; returns stdout and stderr together.
 
     Args:
@@ -73,9 +75,10 @@ def run_command(command: str, *args: Any, code: int = 0, stdin: str = "", **envi
         args: its arguments.
         code: the exit code to expect; -1 for any failure.
         stdin: its input.
+        real: in a new interpreter, not in a fork of one (see forks.py).
         environment: variables to add.
     """
-    path = Path(sys.executable).parent / command
+    path = (REAL if real else commands()) / command
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment}
     done = subprocess.run(
         [str(path), *map(str, args)], input=stdin, capture_output=True, text=True, env=env, timeout=300, check=False
@@ -94,25 +97,34 @@ def run_script(out: Path, *args: Any, code: int = 0) -> str:
         args: its path from the root of the repository, and its arguments; a Python script takes this Python.
         code: the exit code to expect.
     """
-    python = [sys.executable] if str(args[0]).endswith(".py") else []
+    python = [commands() / "python"] if str(args[0]).endswith(".py") else []
     done = subprocess.run(
         [*python, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         env={
             **os.environ, "OUT": str(out), "SMOKE": "1", "THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": path_variable(commands()),
         },
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def train(corpus: Corpus, save_dir: Path, *args: Any, arch: str = "luna", code: int = 0, **environment: str) -> str:
+def train(
+    corpus: Corpus,
+    save_dir: Path,
+    *args: Any,
+    arch: str = "luna",
+    code: int = 0,
+    real: bool = False,
+    **environment: str,
+) -> str:
     """``fairseq-train`` on the test corpus with a tiny model and Adam unless ``args`` name another optimizer."""
     optimizer = [] if "--optimizer" in args else ADAM
     return run_command(
         *("fairseq-train", corpus.data, "--user-dir", USER_DIR, "--arch", arch, *TINY, *TRAIN, *optimizer),
         *("--save-dir", save_dir, *args),
         code=code,
+        real=real,
         **environment,
     )
 

@@ -44,11 +44,15 @@ def test_small_files_are_used() -> None:
         assert f"{group}: {name}\n" in text or re.search(rf"\b{group}={name}\b", text), path
 
 
-def _from_command_line(arch: str, *flags: str) -> Dict[str, Any]:
+def _parsed(arch: str, *flags: str) -> argparse.Namespace:
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, input_args=["/data", "--arch", arch, "--optimizer", "adam", *flags])
     assert isinstance(args, argparse.Namespace)
-    return OmegaConf.to_container(convert_namespace_to_omegaconf(args).model)
+    return args
+
+
+def _from_command_line(arch: str, *flags: str) -> Dict[str, Any]:
+    return OmegaConf.to_container(convert_namespace_to_omegaconf(_parsed(arch, *flags)).model)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -72,7 +76,7 @@ def test_an_architecture_is_the_same_on_both_command_lines(arch: str) -> None:
 @pytest.mark.parametrize("flag", ["--untie-luna-kv", "--fix-projection-length"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_flag_turns_its_option_on_whatever_the_architecture(arch: str, flag: str) -> None:
-    assert _from_command_line(arch, flag)[flag[2:].replace("-", "_")] is True
+    assert vars(_parsed(arch, flag))[flag[2:].replace("-", "_")] is True
 
 
 def test_optimizer_and_schedule_have_the_same_defaults_on_both_command_lines() -> None:
@@ -132,7 +136,7 @@ def test_a_masked_lm_architecture_is_the_same_on_both_command_lines(arch: str) -
     assert by_flags["activation_fn"] == "gelu" and by_flags["pooler_activation_fn"] == "tanh"
     assert by_flags["dropout"] == by_flags["attention_dropout"] == 0.1
     flags = ["--max-positions", "64", "--untie-luna-kv", "--untie-weights-luna", "--fix-projection-length"]
-    changed = _from_command_line(arch, *task, *flags)
+    changed = vars(_parsed(arch, *task, *flags))
     assert changed["max_positions"] == 64 and changed["untie_luna_kv"] and changed["untie_weights_luna"]
 
 
@@ -196,10 +200,10 @@ def test_a_long_range_arena_architecture_is_the_same_on_both_command_lines(arch:
     assert by_flags["activation_fn"] == "gelu" and by_flags["classifier_activation_fn"] == "relu"
     # A flag means the same whatever the architecture has; published names.
     on = "--apply-bert-init --encoder-learned-pos --use-p --tie-kv".split()
-    changed = _from_command_line(arch, *task, *on, "--sen-rep-type", "first", "--encoder-projection-length", "5")
+    changed = vars(_parsed(arch, *task, *on, "--sen-rep-type", "first", "--encoder-projection-length", "5"))
     assert changed["apply_bert_init"] and changed["encoder_learned_pos"] and changed["use_p"] and changed["tie_kv"]
     assert (changed["sen_rep_type"], changed["encoder_projection_length"]) == ("first", 5)
-    off = _from_command_line(arch, *task, "--no-apply-bert-init", "--no-encoder-learned-pos")
+    off = vars(_parsed(arch, *task, "--no-apply-bert-init", "--no-encoder-learned-pos"))
     assert not off["apply_bert_init"] and not off["encoder_learned_pos"]
 
 

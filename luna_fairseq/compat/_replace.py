@@ -134,7 +134,8 @@ def replace(owner: Owner, name: str, layer: Callable[[Any], Any]) -> Callable[[R
 
     def act(repair: Repair) -> Undo:
         owners = [pkgutil.resolve_name(owner)] if isinstance(owner, str) else owner()
-        places = [_PLACES.setdefault((id(one), name), _Place(one, name)) for one in owners]
+        # A module may be known by two names.
+        places = list({id(one): _PLACES.setdefault((id(one), name), _Place(one, name)) for one in owners}.values())
         key = REPAIRS.index(repair)
 
         def undo() -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from fairseq import models
 from fairseq.data import data_utils
-from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 
+from luna_fairseq import compat
 from luna_fairseq.checks import check_count, check_dictionary, check_folder, check_labels, read_labels
 from luna_fairseq.errors import DataError
 
@@ -99,6 +99,15 @@ class CheckedSentenceRankingTask(SentenceRankingTask):
         return dataset
 
 
-# In the place of fairseq's, under the same name.
-TASK_REGISTRY["sentence_prediction"] = CheckedSentencePredictionTask
-TASK_REGISTRY["sentence_ranking"] = CheckedSentenceRankingTask
+compat.tasks.replace_task(
+    CheckedSentencePredictionTask,
+    "sentence_prediction",
+    fairseq="ends deep inside, or trains on, if labels are missing or outside of --num-classes",
+    here="the first wrong label and its file are named before training",
+)
+compat.tasks.replace_task(
+    CheckedSentenceRankingTask,
+    "sentence_ranking",
+    fairseq="ends deep inside, or trains on, if candidates or labels are missing; may not find the name of its head",
+    here="what is missing is named before training; the head has the name that the task says",
+)

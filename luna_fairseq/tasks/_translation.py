@@ -6,10 +6,10 @@ from typing import Any, List, Optional
 import torch
 from fairseq import utils
 from fairseq.data import LanguagePairDataset, data_utils
-from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
+from luna_fairseq import compat
 from luna_fairseq.checks import check_dictionary, check_folder
 from luna_fairseq.models.luna import LunaModel
 
@@ -86,5 +86,9 @@ class CheckedTranslationTask(TranslationTask):
         )
 
 
-# In the place of fairseq's, under the same name.
-TASK_REGISTRY["translation"] = CheckedTranslationTask
+compat.tasks.replace_task(
+    CheckedTranslationTask,
+    "translation",
+    fairseq="ends deep inside if the data folder is not one, and ends fairseq-interactive at a line that is too long",
+    here="what the folder lacks is named; a line is cut to the model's positions, with a warning",
+)

@@ -17,7 +17,7 @@ from fairseq.optim import AMPOptimizer, FP16Optimizer
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from luna_fairseq.checks import check_device, check_optimizer_modes, check_processes
+from luna_fairseq.compat.commands import check_device, check_optimizer_modes, check_processes
 from luna_fairseq.optim.apollo import FairseqApollo, FairseqApolloConfig
 from support.models import make_bert, make_model
 from support.running import APOLLO, ROOT, USER_DIR, Corpus, LMCorpus, logged, run_command, train

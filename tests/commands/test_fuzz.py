@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from luna_fairseq import compat, ops
-from luna_fairseq.errors import DataError
+from luna_fairseq import ops
+from luna_fairseq.errors import CheckpointError, DataError
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
 from luna_fairseq.ops.naive import naive_attention, naive_causal_luna
 from support.models import EOS, PAD, assert_close, make_batch, make_bert, make_lra, make_model, make_sentences
@@ -207,9 +207,7 @@ BEGINNINGS = [
 def test_random_bytes_as_a_checkpoint(begin: bytes, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(begin + content)
-    with pytest.raises(
-        compat.CheckpointError, match=r"^\S*x\.pt (\(\d+ bytes\) is cut short or damaged|is no checkp|was)"
-    ):
+    with pytest.raises(CheckpointError, match=r"^\S*x\.pt (\(\d+ bytes\) is cut short or damaged|is no checkp|was)"):
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
 
 
@@ -242,7 +240,7 @@ def test_damaged_checkpoint_is_named_or_harmless(data: Any, what: str, tmp_path:
     said = f"{path}"
     try:
         loaded = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    except compat.CheckpointError as error:
+    except CheckpointError as error:
         said = str(error)
     else:
         assert torch.equal(loaded["model"].pop("weight"), STATE["model"]["weight"])
@@ -255,7 +253,7 @@ def test_damaged_checkpoint_is_named_or_harmless(data: Any, what: str, tmp_path:
 )
 def test_something_else_as_a_checkpoint(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(compat.CheckpointError, match="is no checkpoint of fairseq"):
+    with pytest.raises(CheckpointError, match="is no checkpoint of fairseq"):
         checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "x.pt"))
 
 

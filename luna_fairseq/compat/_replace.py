@@ -1,0 +1,216 @@
+"""How a repair takes the place of a part of fairseq, and the one list of all repairs.
+
+A repair is a function with one of these decorators above it:
+
+* :func:`replaces` for a function, method, static method or property: the repair is called instead, with the original
+  as its first argument.
+* :func:`replaces_value` for anything else (a class, a module, an entry of a dictionary): the repair is called once
+  with the original and returns what stands in its place.
+* :func:`acts` for what replaces nothing, such as a filter of warnings.
+
+Several repairs may replace the same thing. They lie around each other in the order of :data:`REPAIRS`: the first one
+gets fairseq's own function as its original, the second one gets the first, and so on. A caller meets the last one.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pkgutil
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
+
+Undo = Callable[[], None]
+Function = TypeVar("Function", bound=Callable[..., Any])
+# The dotted name of a module, class or dictionary; or a function that returns several of them.
+Owner = Union[str, Callable[[], Sequence[Any]]]
+
+_ABSENT = object()
+
+
+@dataclasses.dataclass(eq=False)
+class Repair:
+    """One thing that fairseq does, and what happens here instead.
+
+    Attributes:
+        name: of the function or class that repairs it; no two have the same one.
+        area: the file of ``luna_fairseq/compat`` that has it, or ``tasks``.
+        target: what is replaced, without ``fairseq.`` before it; empty if nothing is.
+        fairseq: what fairseq 0.12.3 does.
+        here: what happens here.
+        since: the version that made the repair necessary.
+        act: switches it on, and returns what switches it off again.
+    """
+
+    name: str
+    area: str
+    target: str
+    fairseq: str
+    here: str
+    since: str
+    act: Callable[["Repair"], Undo]
+    _undo: Optional[Undo] = None
+
+    @property
+    def on(self) -> bool:
+        """Whether fairseq behaves as ``here`` says."""
+        return self._undo is not None
+
+    def switch_on(self) -> None:
+        """Repair fairseq, unless this is done."""
+        if self._undo is None:
+            self._undo = self.act(self)
+
+    def switch_off(self) -> None:
+        """Let fairseq behave as it does by itself; other repairs of the same function stay."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+
+REPAIRS: List[Repair] = []
+
+
+def add(repair: Repair) -> Repair:
+    """Append a repair to the list.
+
+    Raises:
+        ValueError: if the list has one of that name.
+    """
+    if any(other.name == repair.name for other in REPAIRS):
+        raise ValueError(f"there are two repairs named {repair.name}: rename one of them")
+    REPAIRS.append(repair)
+    return repair
+
+
+@contextlib.contextmanager
+def switched_off(name: str) -> Iterator[None]:
+    """Switch one repair off for a while, to see that it is needed.
+
+    Raises:
+        KeyError: if no repair has that name.
+    """
+    repair = {repair.name: repair for repair in REPAIRS}[name]
+    repair.switch_off()
+    try:
+        yield
+    finally:
+        repair.switch_on()
+
+
+class _Place:
+    """An attribute of a module or a class, or an entry of a dictionary, and the repairs around what was there."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        entries = owner if isinstance(owner, dict) else vars(owner)
+        self.owner, self.name = owner, name
+        self.before = entries.get(name, _ABSENT)
+        # A class may inherit what it does not have itself.
+        self.original = getattr(owner, name, None) if self.before is _ABSENT else self.before
+        self.layers: Dict[int, Callable[[Any], Any]] = {}  # by place in the list of repairs
+
+    def build(self) -> None:
+        """Put the layers around the original, in their order, and all of it in its place."""
+        value = self.original if self.layers else self.before
+        for _, layer in sorted(self.layers.items()):
+            value = layer(value)
+        if isinstance(self.owner, dict):
+            self.owner[self.name] = value
+        elif value is _ABSENT:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, value)
+
+
+_PLACES: Dict[Tuple[int, str], _Place] = {}
+
+
+def replace(owner: Owner, name: str, layer: Callable[[Any], Any]) -> Callable[[Repair], Undo]:
+    """The ``act`` of a repair that puts a layer around something of fairseq's.
+
+    Args:
+        owner: what has it; looked up, and imported, when the repair is switched on.
+        name: the name of the attribute, or the key of the entry.
+        layer: what was there -> what is there now.
+    """
+
+    def act(repair: Repair) -> Undo:
+        owners = [pkgutil.resolve_name(owner)] if isinstance(owner, str) else owner()
+        # A module may be known by two names.
+        places = list({id(one): _PLACES.setdefault((id(one), name), _Place(one, name)) for one in owners}.values())
+        key = REPAIRS.index(repair)
+
+        def undo() -> None:
+            for place in places:
+                del place.layers[key]
+                place.build()
+
+        for place in places:
+            place.layers[key] = layer
+            place.build()
+        return undo
+
+    return act
+
+
+def _around(function: Callable[..., Any], original: Any) -> Any:
+    """A callable that gives ``function`` the original and the arguments, of the same kind as the original."""
+    if isinstance(original, staticmethod):
+        return staticmethod(_around(function, original.__func__))
+    if isinstance(original, property):
+        return property(_around(function, original.fget))
+
+    @functools.wraps(original)
+    def repaired(*args: Any, **kwargs: Any) -> Any:
+        return function(original, *args, **kwargs)
+
+    return repaired
+
+
+def _area(function: Callable[..., Any]) -> str:
+    return function.__module__.rpartition(".")[2]
+
+
+def _target(owner: Owner, name: str) -> str:
+    return f"{owner.removeprefix('fairseq.')}.{name}" if isinstance(owner, str) else name
+
+
+def replaces(owner: Owner, name: str, *, fairseq: str, here: str, since: str) -> Callable[[Function], Function]:
+    """Declare that a function replaces a callable or a property; it gets the original as its first argument.
+
+    Args:
+        owner: the dotted name of the module or class that has it.
+        name: of the function, method or property.
+        fairseq: what fairseq 0.12.3 does, in one line.
+        here: what happens here, in one line.
+        since: the version that made the repair necessary.
+    """
+
+    def declare(function: Function) -> Function:
+        act = replace(owner, name, functools.partial(_around, function))
+        add(Repair(function.__name__, _area(function), _target(owner, name), fairseq, here, since, act))
+        return function
+
+    return declare
+
+
+def replaces_value(owner: Owner, name: str, *, fairseq: str, here: str, since: str) -> Callable[[Function], Function]:
+    """Declare that a function makes, of the original, what stands in its place.
+
+    The arguments are those of :func:`replaces`.
+    """
+
+    def declare(function: Function) -> Function:
+        act = replace(owner, name, function)
+        add(Repair(function.__name__, _area(function), _target(owner, name), fairseq, here, since, act))
+        return function
+
+    return declare
+
+
+def acts(*, fairseq: str, here: str, since: str) -> Callable[[Function], Function]:
+    """Declare that a function repairs something without replacing anything; it returns what takes that back."""
+
+    def declare(function: Function) -> Function:
+        add(Repair(function.__name__, _area(function), "", fairseq, here, since, lambda _: function()))
+        return function
+
+    return declare

@@ -1,0 +1,45 @@
+"""Options that must not run code: those of a model come from its checkpoint."""
+
+import ast
+import sys
+from typing import Any, List
+
+from luna_fairseq.compat._replace import replaces_value
+
+_HARMLESS = (
+    *(ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Load),
+    *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UnaryOp, ast.UAdd, ast.USub),
+)
+
+
+def _evaluate(text: Any) -> Any:
+    """The value of an option such as ``[(512, 3)] * 4``.
+
+    Raises:
+        ValueError: if it is more than constants, lists and sums.
+        TypeError: if it is not a string, as ``eval`` does.
+    """
+    tree = ast.parse(text.strip() if isinstance(text, str) else text, mode="eval")
+    if not all(isinstance(node, _HARMLESS) for node in ast.walk(tree)):
+        raise ValueError(f"the option {text!r} was not evaluated: write numbers, strings, lists and tuples")
+    return eval(compile(tree, "<option>", "eval"), {"__builtins__": {}})
+
+
+def _modules() -> List[Any]:
+    """All modules of fairseq's that have been imported: with its models, tasks and criteria."""
+    import fairseq.criterions
+    import fairseq.models
+    import fairseq.tasks  # noqa: F401  (each loads all of its kind)
+
+    return [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "fairseq"]
+
+
+@replaces_value(
+    _modules,
+    "eval",
+    fairseq="gives options such as --encoder-layers of fconv to eval, those of somebody else's checkpoint, too",
+    here="every module of fairseq has an eval of its own, which computes with constants and refuses the rest",
+    since="fairseq 0.12.3",
+)
+def evaluate_data_only(original: Any) -> Any:
+    return _evaluate

@@ -1,0 +1,129 @@
+"""The trainer: divergence, patience, mixed precision, and several processes on a CPU."""
+
+import functools
+import importlib
+import inspect
+import logging
+import os
+from typing import Any
+
+from luna_fairseq.compat._replace import replaces, replaces_value
+
+logger = logging.getLogger(__name__)
+
+
+@replaces(
+    "fairseq.trainer.Trainer",
+    "train_step",
+    fairseq='ends with "gradients are Nan/Inf" when a run diverges',
+    here="the error says at which update, where the weights before it are, and what to try",
+    since="fairseq 0.12.3",
+)
+def explain_divergence(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(self, *args, **kwargs)
+    except FloatingPointError as error:
+        if "inconsistent" in str(error):  # another reason, of which fairseq says what to try
+            raise
+        scaled = ", with the smallest loss scale" if "loss scale" in str(error) else ""
+        raise FloatingPointError(
+            f"training has diverged: the gradient of update {self.get_num_updates() + 1} is not finite{scaled}; "
+            f"{os.path.join(self.cfg.checkpoint.save_dir, 'crash.pt')} holds the weights before it; lower --lr, "
+            "raise --warmup-updates or set --clip-norm, and go on from an earlier checkpoint with --restore-file"
+        ) from error
+
+
+@replaces_value(
+    "fairseq.trainer",
+    "NanDetector",
+    fairseq="ends with a StopIteration when it looks for the NaN in a backward pass through an encoder",
+    here="it looks at forward passes only, and the divergence is the error that is seen",
+    since="torch 2.13",
+)
+def look_at_forward_passes(original: Any) -> Any:
+    """The backward hook of a module that returns a dictionary, as every encoder does, raises it in torch."""
+    return functools.partial(original, backward=False)
+
+
+def _patience() -> Any:
+    """The function that keeps the count, imported late: its module sends all logging to standard output."""
+    return importlib.import_module("fairseq_cli.train").should_stop_early
+
+
+@replaces(
+    "fairseq.trainer.Trainer",
+    "save_checkpoint",
+    fairseq="keeps the count of --patience in the process alone",
+    here="a checkpoint holds it too",
+    since="fairseq 0.12.3",
+)
+def save_patience(original: Any, self: Any, filename: str, extra_state: Any) -> Any:
+    counted = _patience()
+    if hasattr(counted, "best"):  # of a run with patience alone
+        extra_state = {**extra_state, "patience": {"best": counted.best, "num_runs": counted.num_runs}}
+    return original(self, filename, extra_state)
+
+
+@replaces(
+    "fairseq.trainer.Trainer",
+    "load_checkpoint",
+    fairseq="begins to count --patience again after a restart, and goes on with a run that has stopped early",
+    here="the count goes on, and a run that has stopped early stays stopped",
+    since="fairseq 0.12.3",
+)
+def load_patience(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    extra_state = original(self, *args, **kwargs)
+    asked = inspect.signature(original).bind(self, *args, **kwargs).arguments
+    patience = self.cfg.checkpoint.patience
+    count = (extra_state or {}).get("patience")
+    if patience <= 0 or not count or asked.get("reset_optimizer") or asked.get("reset_meters"):
+        return extra_state
+    counted = _patience()
+    counted.best, counted.num_runs = count["best"], count["num_runs"]
+    if count["num_runs"] >= patience:
+        logger.info("early stop since the last %d validations were no better: to go on, raise --patience", patience)
+        self.cfg.optimization.max_epoch = -1  # 0 would be no end
+    return extra_state
+
+
+@replaces(
+    "fairseq.optim.AMPOptimizer",
+    "step",
+    fairseq="divides gradients by the loss scale twice with --amp: once to clip them, once for the step",
+    here="they are divided once",
+    since="fairseq 0.12.3",
+)
+def unscale_once(original: Any, self: Any) -> None:
+    """It unscales for its torch optimizer, and steps with its own wrapper around that: another one to torch.
+
+    So all gradients are 128 times too small, and more as the scale grows. Adam hides it, Apollo does not.
+    """
+    self.scaler.step(self.optimizer)
+    self.scaler.update()
+
+
+@replaces(
+    "fairseq.optim.AMPOptimizer",
+    "next_loss_scale",
+    fairseq="asks by how much to lower the loss scale at a NaN with --amp, also on a CPU, where there is none",
+    here="the run ends at the NaN, as divergence",
+    since="fairseq 0.12.3",
+)
+def end_without_a_scale(original: Any, self: Any) -> float:
+    return float(original(self)) if self.scaler.is_enabled() else 0.0
+
+
+@replaces_value(
+    "fairseq.models.distributed_fairseq_model",
+    "DistributedDataParallel",
+    fairseq="always names a GPU to torch's DistributedDataParallel, the default --ddp-backend",
+    here="on a CPU it names none, and several processes train",
+    since="fairseq 0.12.3",
+)
+def train_on_a_cpu(original: Any) -> Any:
+    def on_its_device(module: Any, **options: Any) -> Any:
+        if next(module.parameters()).device.type == "cpu":
+            options.update(device_ids=None, output_device=None)
+        return original(module, **options)
+
+    return on_its_device

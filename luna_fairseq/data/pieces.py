@@ -195,8 +195,31 @@ class Sample:
             self.lines[place] = line
 
 
+def train_sentencepiece(size: int, **options: Any) -> None:
+    """Train SentencePiece.
+
+    Args:
+        size: ``--vocab-size``, how many pieces to learn.
+        options: of SentencePiece's trainer.
+
+    Raises:
+        PreparationError: if the text does not give so many pieces, or needs more.
+    """
+    import sentencepiece
+
+    try:
+        sentencepiece.SentencePieceTrainer.train(vocab_size=size, **options)
+    except RuntimeError as error:
+        message = one_line(error)
+        if most := re.search(r"value <= (\d+)", message):
+            message = f"this text has only {most[1]} pieces, give at most that"
+        elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+            message = f"the characters of this text alone take {least[1]}, give more than that"
+        raise PreparationError(f"--vocab-size {size} does not work: {message}") from error
+
+
 def learn_sentencepiece(lines: Sequence[str], size: int, exact: bool, **options: Any) -> bytes:
-    """Train SentencePiece by byte pairs.
+    """Learn byte pairs from lines in memory.
 
     Args:
         lines: the text.
@@ -207,27 +230,17 @@ def learn_sentencepiece(lines: Sequence[str], size: int, exact: bool, **options:
     Returns:
         the model.
     """
-    import sentencepiece
-
     print(f"learning {size:,} pieces from {len(lines):,} lines")
     model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(UNKNOWN_WORD.sub(" ", line) for line in lines),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=size,
-            hard_vocab_limit=exact,
-            max_sentence_length=1 << 30,  # longer lines would be left out
-            num_threads=1,  # the number is part of the model
-            minloglevel=2,
-            **options,
-        )
-    except RuntimeError as error:
-        message = one_line(error)
-        if most := re.search(r"value <= (\d+)", message):
-            message = f"this text has only {most[1]} pieces, give at most that"
-        elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-            message = f"the characters of this text alone take {least[1]}, give more than that"
-        raise PreparationError(f"--vocab-size {size} does not work: {message}") from error
+    train_sentencepiece(
+        size,
+        sentence_iterator=(UNKNOWN_WORD.sub(" ", line) for line in lines),
+        model_writer=model,
+        model_type="bpe",
+        hard_vocab_limit=exact,
+        max_sentence_length=1 << 30,  # longer lines would be left out
+        num_threads=1,  # the number is part of the model
+        minloglevel=2,
+        **options,
+    )
     return model.getvalue()

@@ -4,9 +4,10 @@ import argparse
 import re
 import statistics
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, List
 
 from luna_fairseq.commands._errors import run
+from luna_fairseq.errors import DataError
 from luna_fairseq.results.runs import NOT_RUN, header, parameters, perplexities, read_json, row
 
 COLUMNS = (
@@ -19,18 +20,24 @@ COLUMNS = (
 )
 
 
-def result_cells(bleu: float, train_log: str, generate_log: str) -> List[str]:
+def result_cells(score: Any, train_log: str, generate_log: str) -> List[str]:
     """The cells of a finished run after its name.
 
     Args:
-        bleu: its score.
+        score: its BLEU.
         train_log: what fairseq-hydra-train printed.
         generate_log: what fairseq-generate printed.
+
+    Raises:
+        DataError: if a log does not say what is needed.
     """
-    words = statistics.median(map(float, re.findall(r"train_inner.*? wps=([\d.]+)", train_log)))
-    sentences = re.findall(r"\(([\d.]+) sentences/s", generate_log)[-1]
-    perplexity = min(map(float, perplexities(train_log)))
-    return [str(bleu), str(perplexity), parameters(train_log), f"{words:.0f}", sentences]
+    words = re.findall(r"train_inner.*? wps=([\d.]+)", train_log)
+    sentences = re.findall(r"\(([\d.]+) sentences/s", generate_log)
+    found = perplexities(train_log)
+    if not (words and sentences and found):
+        raise DataError("no perplexity or no speed in train.log or generate.log: train or score the run again")
+    speed = statistics.median(map(float, words))
+    return [str(score), str(min(map(float, found))), parameters(train_log), f"{speed:.0f}", sentences[-1]]
 
 
 def run_names(out: Path, configs: Path) -> List[str]:
@@ -54,15 +61,17 @@ def table(out: Path, configs: Path) -> str:
         raise ValueError(f"{configs} has no multi30k_*.yaml: name the folder of the configs by --configs")
     lines, signature = [header(COLUMNS)], ""
     for name in names:
-        score: Optional[Dict[str, str]] = None
-        if (out / name / "bleu.json").exists():
-            score = read_json(out / name / "bleu.json")
-        if score is None:
+        folder = out / name
+        if not (folder / "bleu.json").exists():
             lines.append(row([name, NOT_RUN]) + " |" * 4)
             continue
-        logs = [(out / name / log).read_text() for log in ("train.log", "generate.log")]
-        lines.append(row([name, *result_cells(float(score["score"]), *logs)]))
-        signature = score["signature"]
+        bleu = read_json(folder / "bleu.json")
+        logs = [(folder / log).read_text() for log in ("train.log", "generate.log")]
+        try:
+            lines.append(row([name, *result_cells(bleu["score"], *logs)]))
+        except DataError as error:
+            raise DataError(f"{folder} has {error}") from error
+        signature = bleu["signature"]
     return "\n".join([*lines, f"\n{signature}" if signature else ""])
 
 

@@ -52,7 +52,7 @@ def perplexities(log: str) -> List[str]:
 
 def parameters(log: str) -> str:
     """How many parameters the model of a log has, such as 4,967,424; "" if the log does not say."""
-    return ([""] + re.findall(r"num. shared model params: ([\d,]+)", log))[-1]
+    return ["", *re.findall(r"num. shared model params: ([\d,]+)", log)][-1]
 
 
 def print_table(prog: str, arguments: List[str], description: str, table: Callable[[Path], str]) -> int:

@@ -40,7 +40,7 @@ PAPER = (  # section 4.2
 
 
 def read_scores(run: Path) -> Optional[List[Any]]:
-    """What luna-fairseq score has printed about the average of a run; None if it has not, or of an earlier average."""
+    """The scores of a run's average, as luna-fairseq score prints them; None if there are none, or of an older one."""
     path = run / "score.json"
     if not path.exists() or path.stat().st_mtime_ns < path.with_name("average.pt").stat().st_mtime_ns:
         return None

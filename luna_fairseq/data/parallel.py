@@ -1,7 +1,7 @@
 """Parallel text: two files with one name, such as raw/valid.en and raw/valid.de, line by line translations."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from luna_fairseq.data.files import read_lines, whole_file
@@ -52,6 +52,13 @@ def write_pairs(prefix: Path, languages: Pair, pairs: Iterator[Pair]) -> int:
             target.write(f"{right}\n")
             count += 1
     return count
+
+
+def lines_of(text: Sequence[Path]) -> Iterator[str]:
+    """The lines of files that ``write_pairs`` has written, without their line breaks."""
+    for path in text:
+        with open(path, encoding="utf-8", newline="\n") as lines:
+            yield from (line.rstrip("\n") for line in lines)
 
 
 def batched(pairs: Iterator[Pair], lines: int) -> Iterator[list[Pair]]:

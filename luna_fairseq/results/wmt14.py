@@ -40,7 +40,7 @@ PAPER = (  # section 4.2
 
 
 def read_scores(run: Path) -> Optional[List[Any]]:
-    """The scores of a run's average, as luna-fairseq score prints them; None if there are none, or of an older one."""
+    """The scores of a run's average, as luna-fairseq score prints them; None if there are none of this average."""
     path = run / "score.json"
     if not path.exists() or path.stat().st_mtime_ns < path.with_name("average.pt").stat().st_mtime_ns:
         return None

@@ -13,8 +13,8 @@ PIECES is one of
 
 A line of text becomes a line of pieces. Blank lines end documents and stay, one between two documents, for
 ``--sample-break-mode complete_doc``; a document is never split between shards. OUT/data-bin/shard0 and so on are the
-data folders; OUT also keeps dict.txt and the files of the pieces, for data for fine-tuning. It can be interrupted
-and run again: finished shards are not done again.
+data folders; OUT also keeps dict.txt and the files of the pieces, which prepare glue, race and csqa take. It can be
+interrupted and run again: finished shards are not done again.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def _parallel(url: str, digest: str, name: str, prefix: str) -> Archive:
 def _test_set(split: str, key: str) -> Archive:
     """What sacreBLEU knows of a test set: its address, its checksum, its files."""
     known = DATASETS[key]
-    assert known.md5 and known.langpairs
+    assert known.data and known.md5 and known.langpairs
     files = dict(zip(LANGUAGES, known.langpairs["en-de"], strict=False))
     return Archive(known.data[0], f"md5:{known.md5[0]}", {f"{split}.{lang}": files[lang] for lang in LANGUAGES})
 

@@ -142,6 +142,8 @@ evaluate() {
       || fail "evaluation failed: see $folder/validate.log"
     accuracy=$(sed -nE "s/.*valid on '[A-Za-z0-9_]+' subset \|.* accuracy ([0-9.]+).*/\1/p" "$folder/validate.log" | tail -n 1)
     [ -n "$accuracy" ] || fail "evaluation failed: no accuracy in $folder/validate.log"
+    [[ $accuracy == *.* ]] || accuracy+=.0
+    keys=${keys//\\/\\\\}  # in JSON a backslash stands before a backslash and before a quote
     read -ra pairs <<< "${keys//\"/\\\"}"
     {
       printf '{'

@@ -30,6 +30,24 @@ absolute() {
   echo "$joined"
 }
 
+# run_command "COMMANDS" COMMAND ARGUMENTS...: call the function COMMAND, if it is one of COMMANDS; otherwise show what
+# stands at the head of the script.
+run_command() {
+  local commands=$1 command=${2:-}
+  shift $(($# < 2 ? $# : 2))
+  if [[ $command =~ ^[a-z_]+$ && " $commands " == *" $command "* ]]; then
+    "$command" "$@"
+  else
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/$(basename "$0")"
+    exit 2
+  fi
+}
+
+# json_value FILE KEY: the first value of that name, without its quotes.
+json_value() {
+  grep -oE "\"$2\": (\"[^\"]*\"|[0-9.]+)" "$1" | sed -n '1s/^[^:]*: "\{0,1\}\([^"]*\)"\{0,1\}$/\1/p'
+}
+
 USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
 
 # check_config CONFIG_DIR NAME
@@ -88,10 +106,33 @@ train_config() {
   touch "$folder/.trained"
 }
 
+# average_run FOLDER WHICH...: FOLDER/average.pt of its checkpoints, by options of luna-fairseq average that say of which.
+average_run() {
+  local folder=$1
+  shift
+  luna-fairseq average --inputs "$folder/checkpoints" "$@" --output "$folder/average.pt" > "$folder/average.log" 2>&1 \
+    || fail "averaging failed: $(tail -n 1 "$folder/average.log") (log: $folder/average.log)"
+}
+
+# take_translations LOG REFERENCE FILE: the translations that fairseq-generate has printed, one for each line of
+# REFERENCE, whole or not at all.
+take_translations() {
+  # D- lines are the translations as text, in the order of their length.
+  sed -n 's/^D-//p' "$1" | sort -n | cut -f 3 > "$3.tmp"
+  [ "$(wc -l < "$3.tmp")" = "$(wc -l < "$2")" ] || fail "$1 does not hold every translation"
+  mv "$3.tmp" "$3"
+}
+
+# add_to_card FOLDER TEST_SET SCORES: FOLDER/average.md tells of the scores in a file.
+add_to_card() {
+  luna-fairseq card "$1/average.pt" --test-set "$2" --score "$3" > /dev/null 2>&1 \
+    || fail "no model card for $1/average.pt: run luna-fairseq card by hand to see why"
+}
+
 # evaluate FOLDER DATA SUBSET "KEY=VALUE..." OPTIONS...: accuracy of the best checkpoint in FOLDER by fairseq-validate with
 # OPTIONS; FOLDER/result.json keeps it beside the keys, and is printed.
 evaluate() {
-  local folder=$1 data=$2 subset=$3 keys=$4 cpu=()
+  local folder=$1 data=$2 subset=$3 keys=$4 cpu=() accuracy pair pairs
   shift 4
   if [ ! -f "$folder/result.json" ]; then
     has_gpu || cpu=(--cpu)
@@ -99,16 +140,17 @@ evaluate() {
       --distributed-world-size 1 --valid-subset "$subset" --batch-size 16 --required-batch-size-multiple 1 \
       --num-workers 0 --data-buffer-size 0 --log-format simple "$@" > "$folder/validate.log" 2>&1 \
       || fail "evaluation failed: see $folder/validate.log"
-    python - "$folder" "$keys" <<'PY'
-import json, re, sys
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-accuracy = re.findall(r"valid on '\w+' subset \|.*? accuracy ([\d.]+)", (folder / "validate.log").read_text())[-1]
-result = {**dict(pair.split("=", 1) for pair in sys.argv[2].split(" ")), "accuracy": float(accuracy)}
-(folder / "result.tmp").write_text(json.dumps(result) + "\n")
-(folder / "result.tmp").rename(folder / "result.json")
-PY
+    accuracy=$(sed -nE "s/.*valid on '[A-Za-z0-9_]+' subset \|.* accuracy ([0-9.]+).*/\1/p" "$folder/validate.log" | tail -n 1)
+    [ -n "$accuracy" ] || fail "evaluation failed: no accuracy in $folder/validate.log"
+    [[ $accuracy == *.* ]] || accuracy+=.0
+    keys=${keys//\\/\\\\}  # in JSON a backslash stands before a backslash and before a quote
+    read -ra pairs <<< "${keys//\"/\\\"}"
+    {
+      printf '{'
+      for pair in "${pairs[@]}"; do printf '"%s": "%s", ' "${pair%%=*}" "${pair#*=}"; done
+      printf '"accuracy": %s}\n' "$accuracy"
+    } > "$folder/result.tmp"
+    mv "$folder/result.tmp" "$folder/result.json"
   fi
   cat "$folder/result.json"
 }

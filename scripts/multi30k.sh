@@ -27,30 +27,10 @@ prepare() {
   if [ -f "$OUT/data-bin/.done" ]; then echo "already prepared: $OUT/data-bin"; return; fi
   rm -rf "$OUT/text" "$OUT/data-bin"
   mkdir -p "$OUT/text"
-  echo "learning 4,000 joint pieces and encoding"
-  python - "$folder" "$OUT/text" "${SMOKE:+400}" <<'PY'
-import sys
-import sentencepiece
-
-folder, out, lines = sys.argv[1], sys.argv[2], int(sys.argv[3] or 0) or None
-for split, name in (("train", "train"), ("valid", "val"), ("test", "test_2016_flickr")):
-    for lang in ("en", "de"):
-        with open(f"{folder}/{name}.{lang}") as source, open(f"{out}/{split}.raw.{lang}", "w") as target:
-            target.writelines(line.strip() + "\n" for line in source.readlines()[: lines and lines // (4 if split == "test" else 1)])
-sentencepiece.SentencePieceTrainer.train(
-    input=f"{out}/train.raw.en,{out}/train.raw.de",
-    model_prefix=f"{out}/spm",
-    model_type="bpe",
-    vocab_size=500 if lines else 4000,
-    character_coverage=1.0,
-    minloglevel=2,
-)
-pieces = sentencepiece.SentencePieceProcessor(model_file=f"{out}/spm.model")
-for split in ("train", "valid", "test"):
-    for lang in ("en", "de"):
-        with open(f"{out}/{split}.raw.{lang}") as source, open(f"{out}/{split}.{lang}", "w") as target:
-            target.writelines(" ".join(pieces.encode(line.strip(), out_type=str)) + "\n" for line in source)
-PY
+  local small=()
+  [ -z "$SMOKE" ] || small=(--vocab-size 500 --lines 400 400 100)
+  luna-fairseq prepare pieces --train "$folder/train" --valid "$folder/val" --test "$folder/test_2016_flickr" \
+    --vocab-size 4000 --keep-text --out "$OUT/text" "${small[@]}"
   fairseq-preprocess --source-lang en --target-lang de --joined-dictionary --workers 2 \
     --trainpref "$OUT/text/train" --validpref "$OUT/text/valid" --testpref "$OUT/text/test" \
     --destdir "$OUT/data-bin" > "$OUT/preprocess.log" 2>&1 || fail "fairseq-preprocess failed: see $OUT/preprocess.log"
@@ -77,54 +57,19 @@ score() {
     check_config configs/translation "$name"
     [ -f "$(run_of "$name")/.trained" ] || fail "$name is not trained: run '$0 train $name' first${TAG:+, with TAG=$TAG}"
     name=$name${TAG:+-$TAG}
-    luna-fairseq average --inputs "$OUT/$name/checkpoints" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)" \
-      --output "$OUT/$name/average.pt" > "$OUT/$name/average.log" 2>&1 || fail "averaging failed: see $OUT/$name/average.log"
+    average_run "$OUT/$name" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)"
     fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$OUT/$name/average.pt" --cpu \
       --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" \
       > "$OUT/$name/generate.log" 2>&1 || fail "generation failed: see $OUT/$name/generate.log"
-    grep '^D-' "$OUT/$name/generate.log" | sed 's/^D-//' | sort -n | cut -f3 > "$OUT/$name/test.de"
-    [ "$(wc -l < "$OUT/$name/test.de")" = "$(wc -l < "$OUT/text/test.raw.de")" ] || fail "$name did not translate every sentence"
+    take_translations "$OUT/$name/generate.log" "$OUT/text/test.raw.de" "$OUT/$name/test.de"
     sacrebleu "$OUT/text/test.raw.de" -i "$OUT/$name/test.de" -w 2 > "$OUT/$name/bleu.json"
-    luna-fairseq card "$OUT/$name/average.pt" --test-set test_2016_flickr --score "$OUT/$name/bleu.json" > /dev/null 2>&1 \
-      || fail "no model card for $OUT/$name/average.pt: run luna-fairseq card by hand to see why"
-    python - "$OUT/$name" <<'PY'
-import json, sys
-score = json.load(open(f"{sys.argv[1]}/bleu.json"))
-print(f"{sys.argv[1].rsplit('/', 1)[1]}: BLEU {score['score']}  {score['signature']}")
-PY
+    add_to_card "$OUT/$name" test_2016_flickr "$OUT/$name/bleu.json"
+    echo "$name: BLEU $(json_value "$OUT/$name/bleu.json" score)  $(json_value "$OUT/$name/bleu.json" signature)"
   done
 }
 
 table() {
-  python - "$OUT" <<'PY'
-import json, re, statistics, sys
-from pathlib import Path
-
-out = Path(sys.argv[1])
-print("| config | BLEU | validation perplexity | parameters | training words/s | generation sentences/s |")
-print("|---|---|---|---|---|---|")
-configs = sorted(path.stem for path in Path("configs/translation").glob("multi30k_*.yaml"))
-runs = [run.name for config in configs for run in sorted(out.glob(f"{config}-*"))]
-for name in sorted(configs + runs):
-    run = out / name
-    if not (run / "bleu.json").exists():
-        print(f"| {name} | not run | | | | |")
-        continue
-    bleu = json.loads((run / "bleu.json").read_text())
-    log = (run / "train.log").read_text()
-    ppl = min(float(x) for x in re.findall(r"valid on .*? ppl ([\d.]+)", log))
-    parameters = re.findall(r"num. shared model params: ([\d,]+)", log)[-1]
-    words = statistics.median(float(x) for x in re.findall(r"train_inner.*? wps=([\d.]+)", log))
-    speed = re.findall(r"\(([\d.]+) sentences/s", (run / "generate.log").read_text())[-1]
-    print(f"| {name} | {bleu['score']} | {ppl} | {parameters} | {words:.0f} | {speed} |")
-    signature = bleu["signature"]
-print(f"\n{signature}" if "signature" in dir() else "")
-PY
+  luna-fairseq table multi30k "$OUT"
 }
 
-command=${1:-}
-[ $# -eq 0 ] || shift
-case $command in
-  prepare | train | score | table) $command "$@" ;;
-  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
-esac
+run_command "prepare train score table" "$@"

@@ -30,14 +30,14 @@ download() {
   local source=${WMT14_SOURCE:-} checksums=()
   [ -z "$source" ] || [[ $source == http*://* ]] || source=$(absolute "$source")
   [ -z "${WMT14_CHECKSUMS:-}" ] || checksums=(--checksums "$(absolute "$WMT14_CHECKSUMS")")
-  python scripts/fetch_wmt14.py --out "$OUT" ${source:+--source "$source"} "${checksums[@]}"
+  luna-fairseq fetch wmt14 --out "$OUT" ${source:+--source "$source"} "${checksums[@]}"
 }
 
 prepare() {
   [ -f "$OUT/raw/test.de" ] || fail "no text in $OUT/raw: run '$0 download' first"
   local small=()
   [ -z "$SMOKE" ] || small=(--vocab-size 300 --merges 300 --smoke)
-  python scripts/prepare_translation.py --train "$OUT"/raw/{europarl,commoncrawl,newscommentary} \
+  luna-fairseq prepare translation --train "$OUT"/raw/{europarl,commoncrawl,newscommentary} \
     --valid "$OUT/raw/valid" --test "$OUT/raw/test" --recipe "$RECIPE" --workers "$WORKERS" --out "$DATA" "${small[@]}"
 }
 
@@ -61,8 +61,7 @@ average() {
   for name in "$@"; do
     folder=$(run_of "$name")
     need_file "$folder/.trained" "train $name"
-    luna-fairseq average --inputs "$folder/checkpoints" --num-update-checkpoints "$([ -n "$SMOKE" ] && echo 2 || echo "$AVERAGE")" \
-      --output "$folder/average.pt" > "$folder/average.log" 2>&1 || fail "averaging failed: $(tail -n 1 "$folder/average.log")"
+    average_run "$folder" --num-update-checkpoints "$([ -n "$SMOKE" ] && echo 2 || echo "$AVERAGE")"
     echo "averaged: $folder/average.pt"
   done
 }
@@ -81,10 +80,7 @@ translate() {
   fairseq-generate "$DATA_BIN" --user-dir "$USER_DIR" --path "$folder/average.pt" --source-lang en --target-lang de \
     --gen-subset "$subset" --beam 5 --lenpen "$lenpen" --max-tokens 8000 "${device[@]}" "${pieces[@]}" > "$log" 2>&1 \
     || fail "generation failed: see $log"
-  # D- lines are the translations as text, in the order of their length.
-  sed -n 's/^D-//p' "$log" | sort -n | cut -f 3 > "$to.tmp"
-  [ "$(wc -l < "$to.tmp")" = "$(wc -l < "$(reference "$subset")")" ] || fail "$log does not hold every translation"
-  mv "$to.tmp" "$to"
+  take_translations "$log" "$(reference "$subset")" "$to"
 }
 
 reference() {
@@ -97,24 +93,21 @@ reference() {
 
 tune() {
   need_data
-  local name folder lenpen
+  local name folder lenpen scores best
   for name in "$@"; do
     folder=$(run_of "$name")
     need_file "$folder/average.pt" "average $name"
+    scores=
     for lenpen in 0.4 0.6 0.8 1.0 1.2; do
       translate "$folder" valid "$lenpen"
-      python scripts/score_translation.py "$(reference valid)" "$folder/valid.$lenpen.de" > "$folder/valid.$lenpen.json"
+      luna-fairseq score "$(reference valid)" "$folder/valid.$lenpen.de" > "$folder/valid.$lenpen.json"
       echo "$name, length penalty $lenpen: $(cat "$folder/valid.$lenpen.json")"
+      scores+="$(json_value "$folder/valid.$lenpen.json" score) $lenpen"$'\n'
     done
-    python - "$folder" <<'PY'
-import json, sys
-from pathlib import Path
-
-scores = {p.name[6:-5]: json.loads(p.read_text())[0]["score"] for p in Path(sys.argv[1]).glob("valid.*.json")}
-best = max(sorted(scores), key=scores.get)
-(Path(sys.argv[1]) / "lenpen").write_text(best + "\n")
-print(f"length penalty {best}")
-PY
+    # Of equal scores the first.
+    best=$(printf %s "$scores" | LC_ALL=C sort -s -k 1,1gr | sed -n '1s/.* //p')
+    echo "$best" > "$folder/lenpen"
+    echo "length penalty $best"
   done
 }
 
@@ -141,52 +134,15 @@ score() {
     lenpen=$(lenpen_of "$folder")
     need_file "$folder/test.$lenpen.de" "generate $name"
     [ "$folder/test.$lenpen.de" -nt "$folder/average.pt" ] || fail "$folder/average.pt is newer than its translations: run '$0 generate $name' first"
-    python scripts/score_translation.py "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
+    luna-fairseq score "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
     mv "$folder/score.tmp" "$folder/score.json"
-    luna-fairseq card "$folder/average.pt" --test-set newstest2014 --score "$folder/score.json" > /dev/null 2>&1 \
-      || fail "no model card for $folder/average.pt: run luna-fairseq card by hand to see why"
+    add_to_card "$folder" newstest2014 "$folder/score.json"
     echo "$name, newstest2014, length penalty $lenpen: $(cat "$folder/score.json")"
   done
 }
 
 table() {
-  python - "$OUT" "$RECIPE${TAG:+-$TAG}" <<'PY'
-import json, sys
-from pathlib import Path
-
-out, kind = Path(sys.argv[1]), sys.argv[2]
-paper = [  # paper, section 4.2: row, BLEU, parameters, our config
-    ("Transformer-base, Adam", "27.8", "64.9M", "transformer_adam"),
-    ("Transformer-base, Apollo", "28.3", "64.9M", "transformer_apollo"),
-    ("RFA, k = 256", "27.2", "66.2M", None),
-    ("Luna-16 tied, elu", "27.1", "69.6M", "luna_tied_16_elu"),
-    ("Luna-32 tied, elu", "27.3", "69.7M", "luna_tied_32_elu"),
-    ("Luna-16 tied, softplus", "27.3", "69.6M", "luna_tied_16_softplus"),
-    ("Luna-32 tied, softplus", "27.5", "69.7M", "luna_tied_32_softplus"),
-    ("Luna-16 untied, elu", "27.4", "77.5M", "luna_untied_16_elu"),
-    ("Luna-32 untied, elu", "27.6", "77.6M", "luna_untied_32_elu"),
-    ("Luna-16 untied, softplus", "27.6", "77.5M", "luna_untied_16_softplus"),
-    ("Luna-32 untied, softplus", "27.8", "77.6M", "luna_untied_32_softplus"),
-]
-print("| newstest2014 | paper: tokenised BLEU, parameters | ours: tokenised BLEU | sacreBLEU |\n|---|---|---|---|")
-signatures = set()
-for row, bleu, parameters, config in paper:
-    path = out / f"wmt14_{config}.{kind}" / "score.json"
-    # Not of an average that another one has replaced.
-    if path.exists() and path.stat().st_mtime_ns >= path.with_name("average.pt").stat().st_mtime_ns:
-        bleu_here, tokenised = json.loads(path.read_text())
-        signatures.add(bleu_here["signature"])
-        cells = f"{tokenised['score']} | {bleu_here['score']}"
-    else:
-        cells = "not run | not run" if config else " | "
-    print(f"| {row} | {bleu}, {parameters} | {cells} |")
-print("".join(f"\n{signature}" for signature in sorted(signatures)))
-PY
+  luna-fairseq table wmt14 "$OUT" --recipe "$RECIPE" --tag "${TAG:-}"
 }
 
-command=${1:-}
-[ $# -eq 0 ] || shift
-case $command in
-  download | prepare | train | average | tune | generate | score | table) $command "$@" ;;
-  *) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2 ;;
-esac
+run_command "download prepare train average tune generate score table" "$@"

@@ -66,7 +66,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="session")
 def wmt14_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small archives for scripts/fetch_wmt14.py."""
+    """A folder with small archives for luna-fairseq fetch wmt14."""
     folder = tmp_path_factory.mktemp("archives")
     make_archives(folder)
     return folder

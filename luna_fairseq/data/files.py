@@ -12,6 +12,7 @@ from typing import Any
 from luna_fairseq.errors import PreparationError
 
 BYTE_ORDER_MARK = "\ufeff"
+BLOCK_BYTES = 1 << 20  # how much of a large file is read at once
 
 
 def need_file(path: Path) -> Path:
@@ -30,6 +31,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             except UnicodeDecodeError as error:
                 raise PreparationError(f"{path}, line {number + 1} is not UTF-8: convert the file") from error
             yield len(line), text if number else text.removeprefix(BYTE_ORDER_MARK)
+
+
+def count_lines(path: Path) -> int:
+    """How many line breaks a file has."""
+    with open(path, "rb") as source:
+        return sum(block.count(b"\n") for block in iter(lambda: source.read(BLOCK_BYTES), b""))
 
 
 def _temporary(path: Path) -> Path:

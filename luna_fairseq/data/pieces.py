@@ -116,8 +116,8 @@ class Pieces:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Pieces":
-        """What a folder of prepare_corpus.py, or of a published model, holds beside dict.txt."""
-        hint = "name a folder of prepare_corpus.py, or one with dict.txt and the files of the pieces"
+        """What a folder of luna-fairseq prepare corpus, or of a published model, holds beside dict.txt."""
+        hint = "name a folder of luna-fairseq prepare corpus, or one with dict.txt and the files of the pieces"
         if not folder.is_dir():
             raise PreparationError(f"the folder {folder} does not exist: {hint}")
         if not (folder / DICTIONARY).is_file():
@@ -195,8 +195,31 @@ class Sample:
             self.lines[place] = line
 
 
+def train_sentencepiece(size: int, **options: Any) -> None:
+    """Train SentencePiece.
+
+    Args:
+        size: ``--vocab-size``, how many pieces to learn.
+        options: of SentencePiece's trainer.
+
+    Raises:
+        PreparationError: if the text does not give so many pieces, or needs more.
+    """
+    import sentencepiece
+
+    try:
+        sentencepiece.SentencePieceTrainer.train(vocab_size=size, **options)
+    except RuntimeError as error:
+        message = one_line(error)
+        if most := re.search(r"value <= (\d+)", message):
+            message = f"this text has only {most[1]} pieces, give at most that"
+        elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+            message = f"the characters of this text alone take {least[1]}, give more than that"
+        raise PreparationError(f"--vocab-size {size} does not work: {message}") from error
+
+
 def learn_sentencepiece(lines: Sequence[str], size: int, exact: bool, **options: Any) -> bytes:
-    """Train SentencePiece by byte pairs.
+    """Learn byte pairs from lines in memory.
 
     Args:
         lines: the text.
@@ -207,27 +230,17 @@ def learn_sentencepiece(lines: Sequence[str], size: int, exact: bool, **options:
     Returns:
         the model.
     """
-    import sentencepiece
-
     print(f"learning {size:,} pieces from {len(lines):,} lines")
     model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(UNKNOWN_WORD.sub(" ", line) for line in lines),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=size,
-            hard_vocab_limit=exact,
-            max_sentence_length=1 << 30,  # longer lines would be left out
-            num_threads=1,  # the number is part of the model
-            minloglevel=2,
-            **options,
-        )
-    except RuntimeError as error:
-        message = one_line(error)
-        if most := re.search(r"value <= (\d+)", message):
-            message = f"this text has only {most[1]} pieces, give at most that"
-        elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-            message = f"the characters of this text alone take {least[1]}, give more than that"
-        raise PreparationError(f"--vocab-size {size} does not work: {message}") from error
+    train_sentencepiece(
+        size,
+        sentence_iterator=(UNKNOWN_WORD.sub(" ", line) for line in lines),
+        model_writer=model,
+        model_type="bpe",
+        hard_vocab_limit=exact,
+        max_sentence_length=1 << 30,  # longer lines would be left out
+        num_threads=1,  # the number is part of the model
+        minloglevel=2,
+        **options,
+    )
     return model.getvalue()

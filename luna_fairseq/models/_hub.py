@@ -43,7 +43,7 @@ def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class _KeepUnknownWords:
-    """SentencePiece that leaves a word written ``<unk>`` alone, as scripts/prepare_corpus.py does."""
+    """SentencePiece that leaves a word written ``<unk>`` alone, as luna-fairseq prepare corpus does."""
 
     def __init__(self, bpe: SentencepieceBPE) -> None:
         self.bpe = bpe

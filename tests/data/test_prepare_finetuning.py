@@ -13,8 +13,8 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
-from test_prepare_corpus import tiny_gpt2
 
+from support.gpt2_files import tiny_gpt2
 from support.running import ROOT, run_command
 
 SCRIPT = ROOT / "scripts" / "prepare_finetuning.py"

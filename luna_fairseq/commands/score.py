@@ -1,6 +1,6 @@
 """Score translations by sacreBLEU, and by tokenised BLEU with split compounds, which the papers on WMT'14 report.
 
-    score_translation.py REFERENCE TRANSLATIONS --language de
+    luna-fairseq score REFERENCE TRANSLATIONS --language de
 
 Prints both as sacrebleu prints scores, in a JSON list, which ``luna-fairseq card --score`` takes: BLEU with its
 signature, and tokenised-BLEU, of text that sacremoses tokenises, with every hyphen inside a word as a token of its
@@ -10,13 +10,12 @@ own.
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sacrebleu.metrics import BLEU
-
-from text_pieces import PreparationError, need_file, run
+from luna_fairseq.data.console import run
+from luna_fairseq.data.files import need_file
+from luna_fairseq.errors import PreparationError
 
 
 def tokenised(lines: Sequence[str], language: str) -> list[str]:
@@ -38,6 +37,8 @@ def score(reference: Sequence[str], translations: Sequence[str], language: str) 
         translations: likewise.
         language: of both, for the tokenisation.
     """
+    from sacrebleu.metrics import BLEU
+
     bleu = BLEU()
     plain = bleu.corpus_score(translations, [reference])
     split = BLEU(tokenize="none", force=True)
@@ -53,13 +54,15 @@ def read(path: Path) -> list[str]:
     return need_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("reference", type=Path)
     parser.add_argument("translations", type=Path)
     parser.add_argument("--language", default="de")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
 
     def print_scores() -> None:
         reference, translations = read(args.reference), read(args.translations)
@@ -70,8 +73,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         print(json.dumps(score(reference, translations, args.language)))
 
-    return run("score_translation.py", print_scores)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run(prog, print_scores)

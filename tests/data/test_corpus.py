@@ -1,7 +1,6 @@
 """Plain text to masked-LM data: nothing is lost, documents stay whole, an interrupted run ends like any other."""
 
 import itertools
-import json
 import os
 import random
 import shutil
@@ -17,12 +16,11 @@ import pytest
 import sentencepiece
 from fairseq.data import Dictionary, TokenBlockDataset, data_utils
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
-from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
-from support.running import ROOT, run_command
-from text_pieces import SentencePieceEncoder
+from luna_fairseq.data.pieces import SentencePieceEncoder
+from support.gpt2_files import tiny_gpt2
+from support.running import run_command
 
-SCRIPT = ROOT / "scripts" / "prepare_corpus.py"
 WORDS = "the a small old cat dog house man woman sees finds loves red green and über Straße naïve 12 1999".split()
 
 # SentencePiece's normalisation removes it: a line of it has no pieces.
@@ -30,7 +28,7 @@ ZERO_WIDTH = "\u200b"
 
 
 def prepare(*args: Any, code: int = 0) -> str:
-    return run_command(sys.executable, SCRIPT, *args, code=code)
+    return run_command("luna-fairseq", "prepare", "corpus", *args, code=code)
 
 
 def error(*args: Any, code: int = 1) -> str:
@@ -237,7 +235,7 @@ def test_unfinished_shards_are_done_again(text: Path, out: Path, tmp_path: Path)
 @pytest.mark.parametrize("moment", [".work/plan.json", ".work/shard1.json", "data-bin/shard0"])
 def test_killed_and_run_again(moment: str, text: Path, out: Path, tmp_path: Path) -> None:
     again = tmp_path / "out"
-    command = [sys.executable, SCRIPT, *usual(text, again)]
+    command = [Path(sys.executable).parent / "luna-fairseq", "prepare", "corpus", *usual(text, again)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=env, start_new_session=True)
@@ -269,7 +267,7 @@ def test_killed_and_run_again(moment: str, text: Path, out: Path, tmp_path: Path
 def test_other_settings_are_refused(option: List[Any], message: str, text: Path, out: Path) -> None:
     before = tree(out)
     said = error(*usual(text, out), *option)
-    assert said == f"prepare_corpus.py: {out} was begun with {message}: repeat it, or name another --out"
+    assert said == f"luna-fairseq prepare corpus: {out} was begun with {message}: repeat it, or name another --out"
     assert tree(out) == before
 
 
@@ -319,20 +317,6 @@ def test_given_model(text: Path, out: Path, tmp_path: Path) -> None:
     said = error(*options, "--sentencepiece-model", model)
     assert f"of the pieces of train are <unk>: the SentencePiece model {model} was not made for this text" in said
     assert not (tmp_path / "japanese").exists()
-
-
-def tiny_gpt2(folder: Path) -> List[Any]:
-    """Files like GPT-2's: all bytes and a few merges; returns the options that name them."""
-    symbols = list(bytes_to_unicode().values())
-    merges = ["t h", "th e", "Ġ the", "Ġ c", "a t", "Ġc at"]
-    symbols += [merge.replace(" ", "") for merge in merges]
-    folder.mkdir(exist_ok=True)
-    (folder / "encoder.json").write_text(json.dumps({symbol: 2 * n for n, symbol in enumerate(symbols)}))
-    (folder / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    numbers = [2 * n for n in reversed(range(len(symbols)))]
-    (folder / "dict.txt").write_text("".join(f"{number} {1000 - n}\n" for n, number in enumerate(numbers)))
-    names = {"encoder-json": "encoder.json", "vocab-bpe": "vocab.bpe", "dict": "dict.txt"}
-    return [word for option, name in names.items() for word in (f"--gpt2-{option}", folder / name)]
 
 
 def test_other_text_with_the_same_dictionary(text: Path, out: Path, tmp_path: Path) -> None:
@@ -413,7 +397,7 @@ def bad(tmp_path: Path) -> Dict[str, Any]:
 def test_errors(options: str, message: str, text: Path, tmp_path: Path, bad: Dict[str, Any]) -> None:
     usual = ["--train", text / "a.txt", "--valid", text / "valid.txt", "--vocab-size", 100, "--out", tmp_path / "out"]
     said = error(*usual, "--shards", 3, *options.format(**bad).split(" "))
-    assert said.startswith(f"prepare_corpus.py: {message.format(**bad)}")
+    assert said.startswith(f"luna-fairseq prepare corpus: {message.format(**bad)}")
     assert not (tmp_path / "out").exists(), "nothing that another try would have to remove"
 
 

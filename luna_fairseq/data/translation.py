@@ -1,6 +1,7 @@
 """Parallel text to a data folder for fairseq's ``translation``: cleaned, tokenised, in pieces, binarised.
 
-    prepare_translation.py --train raw/europarl raw/newscommentary --valid raw/valid --test raw/test --out OUT
+    luna-fairseq prepare translation --train raw/europarl raw/newscommentary --valid raw/valid --test raw/test
+        --out OUT
 
 A name stands for two files, such as raw/europarl.en and raw/europarl.de. Two recipes:
 
@@ -15,165 +16,30 @@ finished steps are not done again.
 
 import argparse
 import hashlib
-import itertools
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import regex
 
-from text_pieces import (
-    SENTENCEPIECE,
-    SETTINGS,
-    PreparationError,
-    Sample,
-    SentencePieceEncoder,
-    binarise,
-    check_settings,
-    in_order,
-    learn_sentencepiece,
-    need_file,
-    positive,
-    progress,
-    quiet_import,
-    read_lines,
-    run,
-    whole_file,
-    whole_folder,
-    write_json,
-)
+from luna_fairseq.data.binarise import binarise
+from luna_fairseq.data.console import positive, progress, run
+from luna_fairseq.data.files import count_lines, need_file, whole_folder, write_json
+from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
+from luna_fairseq.data.recipes import RECIPES, Recipe, lines_of
+from luna_fairseq.data.settings import SETTINGS, SMOKE, check_settings
+from luna_fairseq.data.workers import in_order
+from luna_fairseq.errors import PreparationError
 
-CODES = "codes"
 BLOCK_LINES = 2000
 SMOKE_LINES = 2000
 # Control, format and unassigned characters, as Moses' remove-non-printing-char has them.
 UNPRINTABLE = regex.compile(r"\p{C}+")
-Pair = tuple[str, str]
 
-
-# ---------------------------------------------------------------------------------------------- recipes
-class Recipe(Protocol):
-    """How text becomes pieces.
-
-    Attributes:
-        file: what is learned, in OUT.
-    """
-
-    file: Path
-
-    def tokenise(self, side: int, line: str) -> str:
-        """A line of the source (0) or of the target (1) before it is cut into pieces."""
-
-    def learn(self, text: Sequence[Path], args: argparse.Namespace) -> None:
-        """Learn the pieces from tokenised text, and write their file to OUT."""
-
-    def load(self) -> None:
-        """Read the file of the pieces."""
-
-    def encode(self, lines: Sequence[str]) -> list[str]:
-        """The pieces of tokenised lines."""
-
-
-def _lines(text: Sequence[Path]) -> Iterator[str]:
-    for path in text:
-        with open(path, encoding="utf-8", newline="\n") as lines:
-            yield from (line.rstrip("\n") for line in lines)
-
-
-class SentencePiece:
-    """Joint byte pairs on the plain text.
-
-    Args:
-        out: where the model is.
-        _: the languages; SentencePiece does not care.
-    """
-
-    def __init__(self, out: Path, _: Pair) -> None:
-        self.file = out / SENTENCEPIECE
-
-    def tokenise(self, _: int, line: str) -> str:
-        """The line as it is."""
-        return line
-
-    def learn(self, text: Sequence[Path], args: argparse.Namespace) -> None:
-        """Learn from a sample: SentencePiece keeps all of it in memory."""
-        sample = Sample(args.vocab_lines, seed=1)
-        for line in _lines(text):
-            sample.add(line)
-        # All but one in 20,000 characters: text from the web has some of every script.
-        model = learn_sentencepiece(sample.lines, args.vocab_size, exact=not args.smoke, character_coverage=0.99995)
-        with whole_file(self.file) as temporary:
-            temporary.write_bytes(model)
-
-    def load(self) -> None:
-        """Read the model."""
-        self._encoder = SentencePieceEncoder(self.file)
-
-    def encode(self, lines: Sequence[str]) -> list[str]:
-        """The pieces of every line."""
-        return self._encoder.encode(lines)
-
-
-class Moses:
-    """Moses tokenisation and subword-nmt, by the classes with which fairseq-generate undoes them.
-
-    Args:
-        out: where the merges are.
-        languages: of the source and of the target.
-    """
-
-    def __init__(self, out: Path, languages: Pair) -> None:
-        try:
-            import subword_nmt.apply_bpe  # noqa: F401
-            from sacremoses import MosesPunctNormalizer
-        except ImportError as error:
-            raise PreparationError(
-                f"--recipe moses needs {error.name}: pip install sacremoses subword-nmt"
-            ) from error
-        with quiet_import():
-            from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizerConfig
-        self.file = out / CODES
-        self._sides = [
-            (
-                MosesPunctNormalizer(language, perl_parity=True),
-                MosesTokenizer(MosesTokenizerConfig(source_lang=language, target_lang=language)),
-            )
-            for language in languages
-        ]
-
-    def tokenise(self, side: int, line: str) -> str:
-        """Punctuation normalised, words and punctuation apart."""
-        normaliser, tokeniser = self._sides[side]
-        return tokeniser.encode(normaliser.normalize(line))
-
-    def learn(self, text: Sequence[Path], args: argparse.Namespace) -> None:
-        """Learn the merges from all of the text."""
-        from subword_nmt.learn_bpe import learn_bpe
-
-        print(f"learning {args.merges:,} merges")
-        with whole_file(self.file) as temporary, open(temporary, "w", encoding="utf-8") as target:
-            learn_bpe(_lines(text), target, args.merges)
-
-    def load(self) -> None:
-        """Read the merges."""
-        with quiet_import():
-            from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
-        self._bpe = SubwordNMTBPE(SubwordNMTBPEConfig(bpe_codes=str(self.file)))
-
-    def encode(self, lines: Sequence[str]) -> list[str]:
-        """The pieces of every line."""
-        return [self._bpe.encode(line) for line in lines]
-
-
-RECIPES = {"sentencepiece": SentencePiece, "moses": Moses}
-
-
-# ---------------------------------------------------------------------------------------------- workers
 _recipe: Recipe  # workers are forked, and so have it too
 
 
@@ -194,7 +60,6 @@ def encode_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     return list(zip(*sides, strict=True))
 
 
-# --------------------------------------------------------------------------------------- the whole thing
 class Preparation:
     """One OUT folder.
 
@@ -205,7 +70,7 @@ class Preparation:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.languages: Pair = (args.source_lang, args.target_lang)
-        self.out = (args.out / "smoke" if args.smoke else args.out).resolve()
+        self.out = (args.out / SMOKE if args.smoke else args.out).resolve()
         self.texts: dict[str, list[Path]] = {"valid": [args.valid], "test": [args.test], "train": args.train}
         self.limit = SMOKE_LINES if args.smoke else None
 
@@ -214,7 +79,7 @@ class Preparation:
         settings = self.settings()
         if (self.out / SETTINGS).exists():
             check_settings(self.out / SETTINGS, settings)
-        elif self.out.is_dir() and any(path.name != "smoke" for path in self.out.iterdir()):
+        elif self.out.is_dir() and any(path.name != SMOKE for path in self.out.iterdir()):
             raise PreparationError(f"{self.out} has files that are not of this script: name another --out")
         global _recipe
         _recipe = RECIPES[self.args.recipe](self.out, self.languages)
@@ -235,55 +100,28 @@ class Preparation:
     def settings(self) -> dict[str, Any]:
         """All that decides the result."""
         args = self.args
-        keys = ("recipe", "max_length", "max_ratio", "source_lang", "target_lang")
+        keys: tuple[str, ...] = ("recipe", "max_length", "max_ratio", "source_lang", "target_lang")
         keys += ("vocab_size", "vocab_lines") if args.recipe == "sentencepiece" else ("merges",)
         sizes = {}
         for prefixes in self.texts.values():
-            for prefix, language in itertools.product(prefixes, self.languages):
-                path = need_file(Path(f"{prefix}.{language}"))
-                sizes[path.name] = path.stat().st_size
+            for path in (path for prefix in prefixes for path in both_files(prefix, self.languages)):
+                sizes[path.name] = need_file(path).stat().st_size
         if len(sizes) < 2 * sum(map(len, self.texts.values())):
             raise PreparationError("two of --train, --valid and --test have the same name: rename one of the files")
         return {**{key: getattr(args, key) for key in keys}, "bytes": sizes}
 
     def files(self, folder: str, split: str) -> list[Path]:
         """The two files of a split."""
-        return [self.out / folder / f"{split}.{language}" for language in self.languages]
-
-    def pairs(self, prefixes: Sequence[Path]) -> Iterator[Pair]:
-        """The lines of both languages.
-
-        Raises:
-            PreparationError: if one file has more lines.
-        """
-        for prefix in prefixes:
-            paths = [Path(f"{prefix}.{language}") for language in self.languages]
-            for number, both in enumerate(itertools.zip_longest(*map(read_lines, paths))):
-                if None in both:
-                    short = paths[both.index(None)]
-                    raise PreparationError(
-                        f"{short} ends at line {number}, before its translation: give parallel text"
-                    )
-                if number == self.limit:
-                    break
-                yield both[0][1], both[1][1]
+        return both_files(self.out / folder / split, self.languages)
 
     def write(self, folder: str, split: str, pairs: Iterator[Pair]) -> int:
-        """Write both files of a split, the whole or nothing; returns the number of pairs."""
-        first, second = self.files(folder, split)
-        count = 0
-        # The second one is there only when both are.
-        with (
-            whole_file(second) as b,
-            whole_file(first) as a,
-            open(a, "w", encoding="utf-8") as source,
-            open(b, "w", encoding="utf-8") as target,
-        ):
-            for left, right in pairs:
-                source.write(f"{left}\n")
-                target.write(f"{right}\n")
-                count += 1
-        return count
+        """Write both files of a split; returns the number of pairs."""
+        return write_pairs(self.out / folder / split, self.languages, pairs)
+
+    def pairs(self, split: str) -> Iterator[Pair]:
+        """The text of a split as it was given."""
+        for prefix in self.texts[split]:
+            yield from read_pairs(prefix, self.languages, self.limit)
 
     def done(self, folder: str, split: str) -> bool:
         """Whether a split has been written."""
@@ -293,7 +131,7 @@ class Preparation:
         """OUT/clean: tokenised text; of the training text what is worth keeping."""
         held_out: set[str] = set()
         for split in ("valid", "test"):
-            plain = [(tidy(source), tidy(target)) for source, target in self.pairs(self.texts[split])]
+            plain = [(tidy(source), tidy(target)) for source, target in self.pairs(split)]
             if not plain or not all(map(all, plain)):
                 raise PreparationError(f"{self.texts[split][0]} has an empty line: remove it from both languages")
             held_out.update(source for source, _ in plain)
@@ -305,7 +143,7 @@ class Preparation:
 
         def kept() -> Iterator[Pair]:
             seen: set[bytes] = set()
-            blocks = ((list(block),) for block in batched(self.pairs(self.texts["train"])))
+            blocks = ((list(block),) for block in batched(self.pairs("train"), BLOCK_LINES))
             with (
                 progress(self.train_lines(), "cleaning", " pairs") as bar,
                 closing(in_order(tokenise_pairs, blocks, self.args.workers)) as tokenised,
@@ -331,8 +169,7 @@ class Preparation:
         """How many pairs there are to train on, before cleaning."""
         total = 0
         for prefix in self.texts["train"]:
-            with open(f"{prefix}.{self.languages[0]}", "rb") as lines:
-                count = sum(1 for _ in lines)
+            count = count_lines(both_files(prefix, self.languages)[0])
             total += count if self.limit is None else min(count, self.limit)
         return total
 
@@ -349,11 +186,11 @@ class Preparation:
             if self.done("text", split):
                 continue
             counts: Counter[str] = Counter()
-            total = sum(1 for _ in _lines(self.files("clean", split)[:1]))
+            total = count_lines(self.files("clean", split)[0])
 
             def kept(split: str, counts: Counter[str], total: int) -> Iterator[Pair]:
-                clean = zip(*(_lines([path]) for path in self.files("clean", split)), strict=True)
-                blocks = ((block,) for block in batched(clean))
+                clean = zip(*(lines_of([path]) for path in self.files("clean", split)), strict=True)
+                blocks = ((block,) for block in batched(clean, BLOCK_LINES))
                 with (
                     progress(total, f"encoding {split}", " pairs") as bar,
                     closing(in_order(encode_pairs, blocks, self.args.workers)) as encoded,
@@ -384,21 +221,17 @@ class Preparation:
             options += ["--destdir", str(temporary), "--workers", str(self.args.workers)]
             for split in self.texts:
                 options += [f"--{split}pref", f"text/{split}"]
-            lines = {f"text/{path.name}": sum(1 for _ in _lines([path])) for path in files}
+            lines = {f"text/{path.name}": count_lines(path) for path in files}
             binarise(options, self.out, lines, self.out / "fairseq-preprocess.log")
-        symbols = sum(1 for _ in _lines([self.out / "data-bin" / f"dict.{self.languages[0]}.txt"]))
+        symbols = count_lines(self.out / "data-bin" / f"dict.{self.languages[0]}.txt")
         print(f"  one dictionary of {symbols:,} symbols, and fairseq's own 4")
 
 
-def batched(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
-    """Blocks of pairs, for the workers."""
-    while block := list(itertools.islice(pairs, BLOCK_LINES)):
-        yield block
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(prog: str, arguments: list[str]) -> int:
     """Prepare OUT; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=Path, nargs="+", required=True, metavar="PREFIX")
     parser.add_argument("--valid", type=Path, required=True, metavar="PREFIX")
     parser.add_argument("--test", type=Path, required=True, metavar="PREFIX")
@@ -413,8 +246,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--smoke", action="store_true", help=f"only the first {SMOKE_LINES} lines, to OUT/smoke")
-    return run("prepare_translation.py", Preparation(parser.parse_args(argv)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run(prog, Preparation(parser.parse_args(arguments)))

@@ -1,6 +1,7 @@
 """Plain text to data folders for fairseq's ``masked_lm``: pieces, shards, dictionary, binarised files.
 
-    prepare_corpus.py --train a.txt [b.txt ...] --valid v.txt [--test t.txt] --out OUT --shards 8 --workers 4 PIECES
+    luna-fairseq prepare corpus --train a.txt [b.txt ...] --valid v.txt [--test t.txt] --out OUT --shards 8
+        --workers 4 PIECES
 
 PIECES is one of
 
@@ -12,142 +13,54 @@ PIECES is one of
 
 A line of text becomes a line of pieces. Blank lines end documents and stay, one between two documents, for
 ``--sample-break-mode complete_doc``; a document is never split between shards. OUT/data-bin/shard0 and so on are the
-data folders; OUT also keeps dict.txt and the files of the pieces, which prepare_finetuning.py takes. It can be
+data folders; OUT also keeps dict.txt and the files of the pieces, which prepare glue, race and csqa take. It can be
 interrupted and run again: finished shards are not done again.
 """
 
 import argparse
-import heapq
 import itertools
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from text_pieces import (
+from luna_fairseq.data.binarise import binarise
+from luna_fairseq.data.console import positive, progress, run
+from luna_fairseq.data.documents import Block, deal, scan
+from luna_fairseq.data.files import (
+    BLOCK_BYTES,
     BYTE_ORDER_MARK,
+    copy_file,
+    digest,
+    need_file,
+    read_json,
+    read_lines,
+    whole_file,
+    whole_folder,
+    write_json,
+)
+from luna_fairseq.data.pieces import (
     DICTIONARY,
     SENTENCEPIECE,
     SPECIAL_SYMBOLS,
     Encoder,
     Pieces,
-    PreparationError,
     Sample,
     SentencePieceEncoder,
-    binarise,
     check_known,
-    check_settings,
-    copy_file,
-    digest,
-    in_order,
     learn_sentencepiece,
-    need_file,
-    positive,
-    progress,
     read_dictionary,
-    read_json,
-    read_lines,
-    run,
-    whole_file,
-    whole_folder,
-    write_json,
     wrong_dictionary,
 )
+from luna_fairseq.data.settings import SETTINGS, SMOKE, check_settings
+from luna_fairseq.data.workers import in_order
+from luna_fairseq.errors import PreparationError
 
-BLOCK_BYTES = 1 << 20
 SMOKE_LINES = 2000
 
-
-# ------------------------------------------------------------------------------------- reading the text
-class Block(NamedTuple):
-    """Lines that one worker encodes at a time: bytes ``start`` to ``end`` of a file."""
-
-    file: int
-    start: int
-    end: int
-    new_document: bool
-
-
-@dataclass
-class Scan:
-    """What one reading of the text found: units are what a shard gets whole, documents or lines."""
-
-    units: list[list[Block]] = field(default_factory=list)
-    documents: int = 0
-    unbroken: list[Path] = field(default_factory=list)
-
-
-def scan(files: Sequence[Path], unit_bytes: int, block_bytes: int, limit: int | None, sample: Sample | None) -> Scan:
-    """Find the documents.
-
-    Args:
-        files: the text.
-        unit_bytes: a unit is closed at the first end of a document after so many bytes.
-        block_bytes: a block is closed at the first end of a line after so many bytes.
-        limit: read only so many lines.
-        sample: gets every line that is not blank.
-    """
-    found = Scan()
-    left = limit if limit is not None else sys.maxsize
-    with progress(sum(path.stat().st_size for path in files), "reading", "B") as bar:
-        for number, path in enumerate(files):
-            units: list[list[Block]] = [[]]
-            start, position, shown, breaks = -1, 0, 0, 0
-            new = gap = True
-            for size, text in itertools.islice(read_lines(path), left):
-                left -= 1
-                if not (text := text.strip()):
-                    gap = True
-                else:
-                    if start >= 0:
-                        breaks += gap
-                        unit_start = units[-1][0].start if units[-1] else start
-                        ends_unit = gap and position - unit_start >= unit_bytes
-                        if ends_unit or position - start >= block_bytes:
-                            units[-1].append(Block(number, start, position, new))
-                            start = -1
-                        if ends_unit:
-                            units.append([])
-                    if start < 0:
-                        start, new = position, gap
-                    gap = False
-                    if sample:
-                        sample.add(text)
-                position += size
-                if position - shown >= BLOCK_BYTES:
-                    bar.update(position - shown)
-                    shown = position
-            bar.update(position - shown)
-            if start < 0:
-                if left:
-                    raise PreparationError(f"the file {path} has no text: leave it out")
-                continue
-            units[-1].append(Block(number, start, position, new))
-            found.documents += breaks + 1
-            if not breaks:
-                found.unbroken.append(path)
-                units = [[block] for block in units[0]]
-            found.units += units
-    return found
-
-
-def deal(units: Sequence[list[Block]], shards: int) -> list[list[Block]]:
-    """Every unit goes to the shard that has the least text, so that each shard has some of every part of the text."""
-    dealt: list[list[Block]] = [[] for _ in range(shards)]
-    sizes = [(0, shard) for shard in range(shards)]
-    for unit in units:
-        size, shard = sizes[0]
-        dealt[shard] += unit
-        heapq.heapreplace(sizes, (size + sum(block.end - block.start for block in unit), shard))
-    return dealt
-
-
-# --------------------------------------------------------------------------------------------- encoding
 _encoder: Encoder  # workers are forked, and so have it too
 
 
@@ -163,7 +76,6 @@ def encode_block(path: Path, start: int, end: int) -> tuple[str, Counter[str]]:
     return "".join(f"{line}\n" for line in kept), Counter(itertools.chain.from_iterable(map(str.split, kept)))
 
 
-# --------------------------------------------------------------------------------------- the whole thing
 class Preparation:
     """One OUT folder.
 
@@ -177,11 +89,11 @@ class Preparation:
         if args.test:
             self.texts["test"] = [args.test]
         self.held_out = [split for split in self.texts if split != "train"]
-        self.out = (args.out / "smoke" if args.smoke else args.out).resolve()
+        self.out = (args.out / SMOKE if args.smoke else args.out).resolve()
         self.work = self.out / ".work"
         self.dictionary = self.out / DICTIONARY
         self.given_dictionary: Path | None = args.pieces / DICTIONARY if args.pieces else args.gpt2_dict
-        self.settings_file = self.out / "settings.json"
+        self.settings_file = self.out / SETTINGS
         self.limit = SMOKE_LINES if args.smoke else None
 
     def __call__(self) -> None:
@@ -240,6 +152,7 @@ class Preparation:
             }
             pieces = {name: digest(need_file(path)) for name, path in files.items()}
         inputs = {split: [[path.name, path.stat().st_size] for path in files] for split, files in self.texts.items()}
+        # The first name is that of the script which this was: what it has prepared is still known.
         return {"script": "prepare_corpus.py", "smoke": args.smoke, "shards": args.shards, **pieces, **inputs}
 
     def given_pieces(self) -> Pieces | None:
@@ -434,9 +347,9 @@ class Preparation:
         binarise(options, self.work, lines, self.out / "fairseq-preprocess.log")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(prog: str, arguments: list[str]) -> int:
     """Prepare OUT; returns the exit code."""
-    parser = argparse.ArgumentParser(description="plain text to data folders for fairseq's masked_lm")
+    parser = argparse.ArgumentParser(prog=prog, description="plain text to data folders for fairseq's masked_lm")
     text = parser.add_argument_group("text")
     text.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE")
     text.add_argument("--valid", type=Path, required=True, metavar="FILE")
@@ -456,14 +369,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=positive, default=1, metavar="N", help="data folders; one is one epoch")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--smoke", action="store_true", help=f"only the first {SMOKE_LINES} lines, to OUT/smoke")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     gpt2 = [args.gpt2_encoder_json, args.gpt2_vocab_bpe, args.gpt2_dict]
     if any(gpt2) and not all(gpt2):
         parser.error("--gpt2-encoder-json, --gpt2-vocab-bpe and --gpt2-dict belong together: give all three")
     if sum(map(bool, (args.vocab_size, args.sentencepiece_model, args.pieces, args.gpt2_dict))) != 1:
         parser.error(f"give {one_of}")
-    return run("prepare_corpus.py", Preparation(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run(prog, Preparation(args))

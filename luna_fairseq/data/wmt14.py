@@ -1,7 +1,7 @@
 """WMT'14 English-German: download the archives, check them, and take the text out.
 
-    fetch_wmt14.py --out wmt14                    from the public addresses (1.7 GB)
-    fetch_wmt14.py --out wmt14 --source FOLDER    from a folder, or the address of a mirror, with the same archives
+    luna-fairseq fetch wmt14 --out wmt14                  from the public addresses (1.7 GB)
+    luna-fairseq fetch wmt14 --out wmt14 --source FOLDER  from a folder, or the address of a mirror, with the archives
 
 OUT/raw gets the parallel text: europarl, commoncrawl and newscommentary to train on, valid (newstest2013) and test
 (newstest2014, all 3,003 sentences), each .en and .de. OUT/archives keeps what was downloaded. A download that was
@@ -11,16 +11,9 @@ from an archive, and no path in it is written to.
 
 import argparse
 import gzip
-import hashlib
-import http.client
-import os
 import re
 import shutil
-import sys
 import tarfile
-import time
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,11 +22,11 @@ from typing import IO
 
 from sacrebleu.dataset import DATASETS
 
-from text_pieces import PreparationError, one_line, progress, run, whole_file
+from luna_fairseq.data.console import one_line, run
+from luna_fairseq.data.download import download, verify
+from luna_fairseq.data.files import BLOCK_BYTES, count_lines, whole_file
+from luna_fairseq.errors import PreparationError
 
-PAUSES = (2, 5, 15, 60)  # seconds between tries
-TIMEOUT = 60
-BLOCK = 1 << 20
 LANGUAGES = ("en", "de")
 
 
@@ -64,6 +57,7 @@ def _parallel(url: str, digest: str, name: str, prefix: str) -> Archive:
 def _test_set(split: str, key: str) -> Archive:
     """What sacreBLEU knows of a test set: its address, its checksum, its files."""
     known = DATASETS[key]
+    assert known.data and known.md5 and known.langpairs
     files = dict(zip(LANGUAGES, known.langpairs["en-de"], strict=False))
     return Archive(known.data[0], f"md5:{known.md5[0]}", {f"{split}.{lang}": files[lang] for lang in LANGUAGES})
 
@@ -92,85 +86,6 @@ ARCHIVES = (
 )
 
 
-# --------------------------------------------------------------------------------------------- download
-def checksum(path: Path, algorithm: str) -> str:
-    """The checksum of a file, with a progress display."""
-    found = hashlib.new(algorithm, usedforsecurity=False)
-    with open(path, "rb") as source, progress(path.stat().st_size, f"checking {path.name}", "B") as bar:
-        while block := source.read(BLOCK):
-            found.update(block)
-            bar.update(len(block))
-    return found.hexdigest()
-
-
-def verify(path: Path, digest: str, advice: str) -> None:
-    """Refuse a file whose checksum is another one; ``advice`` says what to do."""
-    algorithm, _, wanted = digest.partition(":")
-    if (found := checksum(path, algorithm)) != wanted:
-        raise PreparationError(f"{path} has the {algorithm} {found}, not {wanted}: {advice}")
-
-
-def append(url: str, part: Path) -> None:
-    """Get what is missing of a file.
-
-    Raises:
-        OSError: if the connection fails or ends early.
-        PreparationError: if the address does not have the file.
-    """
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing
-            return
-        if error.code >= 500:
-            raise ConnectionError(f"{error.code} {error.reason}") from error
-        raise PreparationError(
-            f"{url} is answered with {error.code} {error.reason}: name a mirror or a folder by --source"
-        ) from error
-    with response:
-        goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        start = have if goes_on else 0  # a server may send everything again
-        expected = response.headers.get("Content-Length")
-        with (
-            open(part, "ab" if goes_on else "wb") as target,
-            progress(start + int(expected or 0), f"downloading {part.stem}", "B") as bar,
-        ):
-            bar.update(start)
-            while block := response.read(BLOCK):
-                target.write(block)
-                bar.update(len(block))
-    if expected is not None and part.stat().st_size < start + int(expected):
-        raise ConnectionError("the connection ended early")
-
-
-def download(url: str, target: Path, digest: str) -> None:
-    """Get a file, going on with what is there of it; it has its name only when its checksum is right."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    for pause in (*PAUSES, None):
-        try:
-            append(url, part)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            reason = one_line(getattr(error, "reason", None) or error)
-            if pause is None:
-                raise PreparationError(
-                    f"{url} cannot be downloaded ({reason}): run the same command again to go on, "
-                    "or name a mirror or a folder by --source"
-                ) from error
-            print(f"{url}: {reason}; trying again", file=sys.stderr)
-            time.sleep(pause)
-    try:
-        verify(part, digest, "it is removed, run the same command again, or name another --source")
-    except PreparationError:
-        part.unlink()
-        raise
-    os.replace(part, target)
-
-
-# ------------------------------------------------------------------------------------------------- text
 def segments(sgm: IO[bytes]) -> Iterator[str]:
     """The sentences of an .sgm file as sacreBLEU takes them: no XML, entities stay as they are."""
     for line in sgm:
@@ -196,7 +111,7 @@ def take(archive: Path, members: dict[str, str], raw: Path) -> None:
                     if member.endswith(".sgm"):
                         target.writelines(f"{line}\n".encode() for line in segments(source))
                     else:
-                        shutil.copyfileobj(source, target, BLOCK)
+                        shutil.copyfileobj(source, target, BLOCK_BYTES)
                 if not wanted:
                     return
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -204,12 +119,6 @@ def take(archive: Path, members: dict[str, str], raw: Path) -> None:
             f"{archive} is damaged or not a .tgz ({one_line(error)}): remove it and run the same command again"
         ) from error
     raise PreparationError(f"{archive} has no {' and no '.join(wanted)}: it is another archive, get the right one")
-
-
-def count_lines(path: Path) -> int:
-    """The lines of a file."""
-    with open(path, "rb") as source:
-        return sum(block.count(b"\n") for block in iter(lambda: source.read(BLOCK), b""))
 
 
 def read_checksums(path: Path) -> dict[str, str]:
@@ -263,15 +172,13 @@ def fetch(out: Path, source: str | None, checksums: Path | None) -> None:
         print(f"{name}: {counts[0]:,} sentence pairs")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--source", metavar="FOLDER_OR_URL", help="where the archives are, by their names")
     parser.add_argument("--checksums", type=Path, metavar="FILE", help="of sha256sum, for other archives")
-    args = parser.parse_args(argv)
-    return run("fetch_wmt14.py", lambda: fetch(args.out.resolve(), args.source, args.checksums))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    args = parser.parse_args(arguments)
+    return run(prog, lambda: fetch(args.out.resolve(), args.source, args.checksums))

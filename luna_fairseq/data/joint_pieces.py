@@ -1,0 +1,93 @@
+"""Parallel text as it is, in the pieces of a SentencePiece model that is learned from both languages.
+
+A name stands for two files, such as text/train.en and text/train.de. The model is learned from the training text, by
+byte pairs that cover every character. OUT/{train,valid,test} with the endings of the languages are the text in
+pieces, for fairseq-preprocess. Everything is made anew each time. Nothing is cleaned: prepare translation does that.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from luna_fairseq.data.console import positive, run
+from luna_fairseq.data.files import need_file
+from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
+from luna_fairseq.data.pieces import SentencePieceEncoder, train_sentencepiece
+from luna_fairseq.errors import PreparationError
+
+SPLITS = ("train", "valid", "test")
+BLOCK_LINES = 2000
+
+
+def learn(prefix: Path, languages: Pair, size: int, model: Path, verbose: bool) -> None:
+    """Write ``model``.model and ``model``.vocab.
+
+    Args:
+        prefix: of the two files of text.
+        languages: their endings.
+        size: how many pieces to learn.
+        model: the name without its ending.
+        verbose: let SentencePiece tell what it does, on stderr.
+    """
+    model.parent.mkdir(parents=True, exist_ok=True)
+    train_sentencepiece(
+        size,
+        input=[str(path) for path in both_files(prefix, languages)],
+        model_prefix=str(model),
+        model_type="bpe",
+        character_coverage=1.0,
+        minloglevel=0 if verbose else 2,
+    )
+
+
+def encoded(encoder: SentencePieceEncoder, pairs: Iterator[Pair]) -> Iterator[Pair]:
+    """Both sides of every pair in pieces."""
+    for block in batched(pairs, BLOCK_LINES):
+        sides = [encoder.encode([line.strip() for line in side]) for side in zip(*block, strict=True)]
+        yield from zip(*sides, strict=True)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Learn the pieces and apply them to every split."""
+    languages = (args.source_lang, args.target_lang)
+    prefixes: dict[str, Path] = {split: getattr(args, split) for split in SPLITS}
+    for prefix in prefixes.values():
+        for path in both_files(prefix, languages):
+            if need_file(path).resolve().parent == args.out.resolve():
+                raise PreparationError(f"--out {args.out} is the folder of the text {path}: name another one")
+    model = args.model_prefix or args.out / "spm"
+    print(f"learning {args.vocab_size:,} joint pieces and encoding")
+    if args.keep_text:
+        limits = args.lines or [None] * len(SPLITS)
+        for (split, prefix), limit in zip(prefixes.items(), limits, strict=True):
+            prefixes[split] = args.out / f"{split}.raw"
+            pairs = read_pairs(prefix, languages, limit)
+            write_pairs(prefixes[split], languages, ((source.strip(), target.strip()) for source, target in pairs))
+    learn(prefixes["train"], languages, args.vocab_size, model, args.verbose)
+    encoder = SentencePieceEncoder(Path(f"{model}.model"))
+    for split, prefix in prefixes.items():
+        write_pairs(args.out / split, languages, encoded(encoder, read_pairs(prefix, languages)))
+
+
+def main(prog: str, arguments: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for split in SPLITS:
+        parser.add_argument(f"--{split}", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument("-s", "--source-lang", default="en")
+    parser.add_argument("-t", "--target-lang", default="de")
+    parser.add_argument("--vocab-size", type=positive, required=True, metavar="N", help="pieces to learn")
+    parser.add_argument("--model-prefix", type=Path, metavar="PREFIX", help="of .model and .vocab; default: OUT/spm")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--keep-text", action="store_true", help="write the text, too: OUT/SPLIT.raw.LANGUAGE")
+    parser.add_argument(
+        "--lines", type=positive, nargs=3, metavar="N",
+        help="take only the first N lines of train, of valid and of test; needs --keep-text",
+    )  # fmt: skip
+    parser.add_argument("--verbose", action="store_true", help="show what SentencePiece reports")
+    args = parser.parse_args(arguments)
+    if args.lines and not args.keep_text:
+        parser.error("--lines needs --keep-text, to learn from the lines that are kept")
+    return run(prog, lambda: prepare(args))

@@ -1,0 +1,53 @@
+"""A web server on this machine, which can be told to fail."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, List, Optional
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves a folder with ranges; ``trouble`` lists what goes wrong with the next requests."""
+
+    folder: Path
+    trouble: List[str]
+    asked: List[Optional[str]]
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        asked = self.headers.get("Range")
+        self.asked.append(asked)
+        trouble = self.trouble.pop(0) if self.trouble else ""
+        if trouble == "busy" or not path.exists():
+            self.send_error(503 if trouble else 404)
+            return
+        content = path.read_bytes()
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and trouble != "no ranges" else 0
+        if start and start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : len(content) // 2] if trouble == "cut" else content[start:])
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[Any]:
+    """A server of a folder: its class, with ``address``, ``trouble`` and ``asked``."""
+    handler = type("Handler", (Server,), {"folder": folder, "trouble": [], "asked": []})
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    handler.address = f"http://127.0.0.1:{found.server_port}"  # type: ignore[attr-defined]
+    try:
+        yield handler
+    finally:
+        found.shutdown()
+        found.server_close()

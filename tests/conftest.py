@@ -11,11 +11,19 @@ from hypothesis import settings
 from torch import Tensor
 
 from luna_fairseq import plugin
+from luna_fairseq.compat import noise
 from support.running import WORDS_DE, WORDS_EN, Corpus, LMCorpus, run_command, write_indexed
 from support.wmt14_archives import make_archives
 
 # What --user-dir does: tests build models and load checkpoints without a command.
 plugin.load()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest sets the filters of warnings anew for each test: what the plugin hides stays hidden."""
+    for message in noise.MESSAGES:
+        config.addinivalue_line("filterwarnings", f"ignore:{message.replace(':', '.')}")  # fields end at a colon
+
 
 # A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,7 @@ import warnings
 from luna_fairseq.compat._replace import Undo, acts
 
 # What fairseq's command lines print although the user can do nothing about it. Beginnings of messages.
-_NOISE = [
+MESSAGES = [
     r"hydra\.experimental\.\w+\(\) is no longer experimental",
     r"\s*The version_base parameter is not specified",
     r"In '[^']*': Usage of deprecated keyword in package header",
@@ -29,7 +29,7 @@ _NOISE = [
 )
 def hide_warnings() -> Undo:
     before = warnings.filters[:]
-    for message in _NOISE:
+    for message in MESSAGES:
         warnings.filterwarnings("ignore", message=message)
     added = [rule for rule in warnings.filters if rule not in before]
 

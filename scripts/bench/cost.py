@@ -19,7 +19,6 @@ import logging
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -126,7 +125,6 @@ def main() -> None:
             parser.error(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
 
     logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", message=r"\s*'.*' is validated against ConfigStore schema")
     torch.set_num_threads(1)
     if args.measure:
         print(json.dumps(measure(args.measure, args)))

@@ -1,4 +1,4 @@
-"""python -m scripts.bench.cost: its formula against torch's counter, its bytes against a real step, and what it makes of them."""
+"""The costs on paper: the formula against torch's counter, bytes against a real step, and what is made of them."""
 
 import json
 import os

@@ -20,11 +20,10 @@ def load_config(path: Path, *overrides: str) -> Any:
     plugin.load()
     GlobalHydra.instance().clear()
     hydra_init(path.stem)
-    with initialize_config_dir(str(path.resolve().parent), version_base="1.1"):
-        with warnings.catch_warnings():
-            # fairseq gives a config the name of its schema, which Hydra dislikes since 1.1.
-            warnings.filterwarnings("ignore", message=r"\s*'.*' is validated against ConfigStore schema")
-            cfg = compose(path.stem, overrides=list(overrides))
+    with initialize_config_dir(str(path.resolve().parent), version_base="1.1"), warnings.catch_warnings():
+        # fairseq gives a config the name of its schema, which Hydra dislikes since 1.1.
+        warnings.filterwarnings("ignore", message=r"\s*'.*' is validated against ConfigStore schema")
+        cfg = compose(path.stem, overrides=list(overrides))
     # The command checks only the config that it is given against fairseq's schema, so forget the name again.
     del ConfigStore.instance().repo[f"{path.stem}.yaml"]
     add_defaults(cfg)

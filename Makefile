@@ -52,7 +52,7 @@ test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
 
 bench: setup
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python -m scripts.bench
 
 lint: setup
 	$(BIN)/ruff check .

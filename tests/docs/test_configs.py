@@ -11,8 +11,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 
-from benchmark_training import load_config
 from luna_fairseq.models.luna import LunaConfig
+from scripts.bench.configs import load_config
 from support.running import ROOT
 
 PRIMARY = sorted(path for path in (ROOT / "configs").glob("*/*.yaml"))

@@ -34,7 +34,7 @@ def _commands(heading: str) -> List[str]:
 
 def _without_measuring(commands: List[str]) -> List[str]:
     """Without those that time finished work: their scripts have tests of their own."""
-    return [command for command in commands if not re.match(r"python scripts/(benchmark|plot)_", command)]
+    return [command for command in commands if not re.match(r"python (-m scripts\.bench|scripts/plot_)", command)]
 
 
 def _run(command: str, folder: Path, **environment: str) -> str:

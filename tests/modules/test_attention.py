@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmark import SelfAttention, SoftmaxAttention
 from luna_fairseq import ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
 from luna_fairseq.ops import causal as causal_ops
 from luna_fairseq.ops.naive import naive_attention, naive_causal_luna
-from measuring import allocated_bytes
+from scripts.bench.layers import SelfAttention, SoftmaxAttention
+from scripts.bench.measuring import allocated_bytes
 from support.models import assert_close, assert_grads_close
 
 LENGTHS = [1, 2, 63, 64, 65, 128, 129, 200]  # below, at and above one product and whole chunks

@@ -1,8 +1,9 @@
-"""scripts/benchmark.py: a wrong operation gets no speed; every part runs; the tables are those of the numbers."""
+"""python -m scripts.bench: a wrong operation gets no speed; every part runs; the tables are those of the numbers."""
 
 import argparse
 import itertools
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any, Dict, List, Tuple
 import pytest
 import torch
 
-import benchmark
 from luna_fairseq import ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
 from luna_fairseq.ops import causal
+from scripts.bench import __main__ as command
+from scripts.bench import growth, rows
+from scripts.bench.checks import Mismatch, check_attention
+from scripts.bench.report import report
 from support.running import ROOT
 
 
@@ -23,8 +27,8 @@ from support.running import ROOT
 def test_what_is_right_passes(length: int, tie_kv: bool) -> None:
     torch.manual_seed(0)
     x, packed = torch.randn(1, length, 16), torch.randn(1, 4, 16)
-    benchmark.check_attention(LunaAttention(16, 2, tie_kv=tie_kv), x, packed, x)
-    benchmark.check_attention(CausalLunaAttention(16, 2, tie_kv=tie_kv), x, packed)
+    check_attention(LunaAttention(16, 2, tie_kv=tie_kv), x, packed, x)
+    check_attention(CausalLunaAttention(16, 2, tie_kv=tie_kv), x, packed)
 
 
 def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,12 +37,12 @@ def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     x, packed = torch.randn(1, 300, 16), torch.randn(1, 4, 16)
     right = ops.folded_pack
     monkeypatch.setattr(ops, "folded_pack", lambda *args: right(*args) * 1.01)
-    with pytest.raises(benchmark.Mismatch, match=r"LunaAttention at .* the output is off by"):
-        benchmark.check_attention(LunaAttention(16, 2), x, packed, x)
+    with pytest.raises(Mismatch, match=r"LunaAttention at .* the output is off by"):
+        check_attention(LunaAttention(16, 2), x, packed, x)
     running = causal._Blocks.running
     monkeypatch.setattr(causal._Blocks, "running", lambda *args, **named: [x * 1.01 for x in running(*args, **named)])
-    with pytest.raises(benchmark.Mismatch, match=r"CausalLunaAttention at .* the output is off by"):
-        benchmark.check_attention(CausalLunaAttention(16, 2), x, packed)
+    with pytest.raises(Mismatch, match=r"CausalLunaAttention at .* the output is off by"):
+        check_attention(CausalLunaAttention(16, 2), x, packed)
     monkeypatch.undo()
     backward = causal._CausalProducts.backward
 
@@ -47,28 +51,29 @@ def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         return query, key * 1.01, *others
 
     monkeypatch.setattr(causal._CausalProducts, "backward", wrong)
-    with pytest.raises(benchmark.Mismatch, match=r"the d .* is off by"):
-        benchmark.check_attention(CausalLunaAttention(16, 2), x, packed)
+    with pytest.raises(Mismatch, match=r"the d .* is off by"):
+        check_attention(CausalLunaAttention(16, 2), x, packed)
 
 
 @pytest.mark.long
 def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A smoke run; memory is measured in this process, which is quicker, but for one row."""
-    command = ["benchmark.py", "--smoke", "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
+    given = ["--smoke", "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["scripts.bench", *given])
     asked = []
 
     def in_this_process(option: str, part: str, row: str) -> int:
-        asked.append([*command[1:], option, part, row])
+        asked.append([*given, option, part, row])
         return len(asked)
 
-    monkeypatch.setattr(benchmark, "in_own_process", in_this_process)
+    monkeypatch.setattr(rows, "in_own_process", in_this_process)
+    monkeypatch.setattr(logging, "disable", lambda _: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    assert benchmark.main() == 0
+    assert command.main() == 0
     tables = capsys.readouterr().out
     found = json.loads((tmp_path / "benchmark.json").read_text())
-    rows = found["training"] + found["generation"]
-    assert [row["bytes"] for row in rows] == list(range(1, len(asked) + 1))
+    models = found["training"] + found["generation"]
+    assert [row["bytes"] for row in models] == list(range(1, len(asked) + 1))
     # Attention: softmax, causal softmax and each Luna at two projection lengths, forward and with backward, three
     # lengths; the transcription at two of them.
     assert len(found["attention"]) == 2 * (3 * 6 + 2 * 2)
@@ -95,12 +100,12 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
         assert (kept[layer, size, length] > kept[layer, size, 64]) == (layer == "causal softmax" and length > 64)
     assert "| causal Luna, l = 8 |" in tables.split("The next position")[1]
     # The report of the file is the same.
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--report", str(tmp_path / "benchmark.json")])
-    assert benchmark.main() == 0
+    monkeypatch.setattr(sys, "argv", ["scripts.bench", "--report", str(tmp_path / "benchmark.json")])
+    assert command.main() == 0
     assert capsys.readouterr().out == tables
 
     done = subprocess.run(
-        [sys.executable, "scripts/benchmark.py", *asked[0]], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "scripts.bench", *asked[0]], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) > 0
 
@@ -109,7 +114,7 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
 def test_the_readme_has_the_report_of_the_run(name: str) -> None:
     found = json.loads((ROOT / "docs" / name).read_text())
     readme = (ROOT / "README.md").read_text()
-    assert benchmark.report(found) in readme, f"run: python scripts/benchmark.py --report docs/{name}"
+    assert report(found) in readme, f"run: python -m scripts.bench --report docs/{name}"
 
 
 def test_growth_is_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +131,10 @@ def test_growth_is_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None
         slow = {length: (1, 3, 2 if length == "8" else 9) for length in steps}
         return {length: [int(length) * slow[length][i % 3] for i in range(rounds)] for length in steps}
 
-    monkeypatch.setattr(benchmark, "interleaved", timed)
-    monkeypatch.setattr(benchmark, "layer_step", lambda *args, **named: None)
-    monkeypatch.setattr(benchmark, "allocated_bytes", lambda _: 7)
-    monkeypatch.setattr(benchmark, "TRANSLATION", ())
-    rows = benchmark.measure_growth(args)
+    monkeypatch.setattr(growth, "interleaved", timed)
+    monkeypatch.setattr(growth, "layer_step", lambda *args, **named: None)
+    monkeypatch.setattr(growth, "allocated_bytes", lambda _: 7)
+    monkeypatch.setattr(growth, "TRANSLATION", ())
+    measured = growth.measure_growth(args)
     assert asked == [3, 3, 30, 30]
-    assert [row.get("growth") for row in rows] == [None, 2.0, 2.0] * 4
+    assert [row.get("growth") for row in measured] == [None, 2.0, 2.0] * 4

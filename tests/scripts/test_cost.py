@@ -1,4 +1,4 @@
-"""scripts/cost.py: its formula against torch's counter, its bytes against a real step, and what it makes of them."""
+"""The costs on paper: the formula against torch's counter, bytes against a real step, and what is made of them."""
 
 import json
 import os
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-import cost
-from benchmark_training import load_config
+from scripts.bench import cost
+from scripts.bench.configs import load_config
+from scripts.bench.cost_step import Step
 from support.running import ROOT
 
 
@@ -63,14 +64,14 @@ def _args(**changes: Any) -> Namespace:
     ],
 )
 def test_operations_of_translation(model: str, length: int, tmp_path: Path) -> None:
-    step = cost.Step(_config(tmp_path, model), _args(length=length))
+    step = Step(_config(tmp_path, model), _args(length=length))
     assert step.operations(on_cpu=True) == pytest.approx(step.counted_operations(), rel=0.005)
 
 
 def test_operations_of_longer_chunks(tmp_path: Path) -> None:
     """For wide heads and many packed rows."""
     config = _config(tmp_path, "luna_base_tied, projection_length: 128", width=128, head_dim=64)
-    step = cost.Step(config, _args(length=300))
+    step = Step(config, _args(length=300))
     assert step.operations(on_cpu=True) == pytest.approx(step.counted_operations(), rel=0.005)
 
 
@@ -78,7 +79,7 @@ def test_operations_of_longer_chunks(tmp_path: Path) -> None:
     "model", ["roberta_base", "luna_base_tied_512, projection_length: 32", "luna_base_untied_512"]
 )
 def test_operations_of_masked_lm(model: str, tmp_path: Path) -> None:
-    step = cost.Step(_config(tmp_path, model, "masked_lm"), _args())
+    step = Step(_config(tmp_path, model, "masked_lm"), _args())
     assert step.sizes.rows == {"roberta_base": 0, "luna_base_untied_512": 128}.get(model, 32)
     assert step.operations() == pytest.approx(step.counted_operations(), rel=0.005)
 
@@ -90,7 +91,7 @@ def test_memory(optimizer: str, fp16: bool, tmp_path: Path) -> None:
     path = _config(tmp_path, "luna_base_tied, projection_length: 32", optimizer=optimizer, fp16=fp16, width=512)
     options = ["--measure", str(path), "--vocabulary", "20000", "--check-tokens", "600"]
     done = subprocess.run(
-        [sys.executable, "scripts/cost.py", *options],
+        [sys.executable, "-m", "scripts.bench.cost", *options],
         cwd=ROOT, capture_output=True, text=True, check=True,
         env={**os.environ, "GLIBC_TUNABLES": cost.EXACT_MEMORY},
     )  # fmt: skip
@@ -116,7 +117,7 @@ def test_the_batch_stays_the_same() -> None:
 
 def test_a_row(tmp_path: Path) -> None:
     path = _config(tmp_path, "luna_base_tied, projection_length: 32")
-    step = cost.Step(path, _args())
+    step = Step(path, _args())
     row = [cell.strip() for cell in cost.row(path, _args(gpus=1)).strip("|").split("|")]
     run = step.operations() * 2 * 600 * 500  # symbols an update, updates
     assert row[0] == "small" and row[5] == "1, `--update-freq 2`"
@@ -133,4 +134,4 @@ def test_another_task_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"digits\.yaml has lra-image: choose a config that has one of translation, masked_lm"
     ):
-        cost.Step(ROOT / "configs" / "lra" / "digits.yaml", _args())
+        Step(ROOT / "configs" / "lra" / "digits.yaml", _args())

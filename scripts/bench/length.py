@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """The paper's efficiency table: training speed and peak memory of Luna next to the Transformer, by input length.
 
 The architecture is that of the Text task (imdb), on random bytes, a batch that all of them fit. Time: in every
 round each model trains a few updates at one length, one after the other; the medians count. Memory: each model and
 length in a process of its own, the most that training takes on top of the idle process.
 
-    benchmark_length.py --batch-size 32 --output efficiency.svg       (pictures need: pip install '.[plots]')
+    python -m scripts.bench.length --batch-size 32 --output efficiency.svg   (pictures need: pip install '.[plots]')
 """
 
 import argparse
@@ -23,7 +22,7 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 from luna_fairseq.models.lra import CLS
 from luna_fairseq.pictures import load_pyplot
-from measuring import in_own_process, interleaved, keep_memory, machine, peak_bytes
+from scripts.bench.measuring import in_own_process, interleaved, keep_memory, machine, peak_bytes
 
 LENGTHS = (1000, 2000, 3000, 4000)
 # Luna-256 at 4,000 bytes, relative to the Transformer: updates per second, memory; paper, section 4.1.
@@ -121,7 +120,11 @@ def draw(found: Dict[str, Dict[int, Tuple[float, float]]], output: Path) -> None
 
 def main() -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench.length",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--projection-lengths", type=int, nargs="+", default=[16, 128, 256])

@@ -1,16 +1,6 @@
-#!/usr/bin/env python
-"""Training speed of several configs side by side, on the same batches, in one process.
+"""What a config makes: its settings, and the model with all that trains it."""
 
-Every round trains each config on the same few batches, one config after the other, so that whatever else the
-machine does meets all of them; the medians over the rounds are printed, and the ratio to the first config.
-
-    benchmark_training.py configs/translation/multi30k_{transformer,luna_tied_16}_adam.yaml --data data-bin
-"""
-
-import argparse
-import logging
-import statistics
-from functools import partial
+import warnings
 from pathlib import Path
 from typing import Any, List
 
@@ -22,14 +12,17 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from measuring import interleaved, keep_memory, machine
+from luna_fairseq import plugin
 
 
 def load_config(path: Path, *overrides: str) -> Any:
     """What fairseq-hydra-train makes of a config, up to the point where it builds the model."""
+    plugin.load()
     GlobalHydra.instance().clear()
     hydra_init(path.stem)
-    with initialize_config_dir(str(path.resolve().parent), version_base="1.1"):
+    with initialize_config_dir(str(path.resolve().parent), version_base="1.1"), warnings.catch_warnings():
+        # fairseq gives a config the name of its schema, which Hydra dislikes since 1.1.
+        warnings.filterwarnings("ignore", message=r"\s*'.*' is validated against ConfigStore schema")
         cfg = compose(path.stem, overrides=list(overrides))
     # The command checks only the config that it is given against fairseq's schema, so forget the name again.
     del ConfigStore.instance().repo[f"{path.stem}.yaml"]
@@ -83,36 +76,3 @@ class Run:
             self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "configs", nargs="+", type=Path, help="YAML files; the first is what the others are compared with"
-    )
-    parser.add_argument("--data", required=True, help="the data folder, or folders joined by ':'")
-    parser.add_argument("--batches", type=int, default=6, help="updates of each config in a round")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args()
-
-    logging.disable(logging.INFO)
-    torch.set_num_threads(args.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = ":".join(str(Path(part).resolve()) for part in args.data.split(":"))
-    runs = [Run(path, data, device) for path in args.configs]
-    batches = runs[0].batches(args.batches, device)
-    words = sum(int(batch["ntokens"]) for batch in batches)
-    seconds = interleaved({run.name: partial(run.train, batches) for run in runs}, args.rounds, device)
-
-    print(f"\nmedian of {args.rounds} rounds of {len(batches)} updates, {machine(device)}\n")
-    print("| config | words/s | ratio |\n|---|---|---|")
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, median in medians.items():
-        print(f"| {name} | {words / median:,.0f} | {medians[runs[0].name] / median:.3f} |")
-
-
-if __name__ == "__main__":
-    keep_memory()
-    main()

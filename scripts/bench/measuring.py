@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: fair timing, peak memory, the machine in words."""
+"""Fair timing, peak memory, commands in a process of their own, and the machine in words."""
 
 import ctypes
 import importlib
@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -21,14 +21,19 @@ import luna_fairseq
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
 
 
+def _this_command() -> List[str]:
+    """How this process was started; ``sys.argv`` does not say that it was with ``-m``."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
 def keep_memory() -> None:
-    """Begin this script again, once, with a malloc that keeps what is freed, as scripts/experiment.sh trains.
+    """Begin this command again, once, with a malloc that keeps what is freed, as scripts/experiment.sh trains.
 
     On a CPU much of an update is spent getting fresh memory from the system otherwise. malloc reads the setting when
     a process begins.
     """
     if "GLIBC_TUNABLES" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": MALLOC})
+        os.execve(sys.executable, _this_command(), {**os.environ, "GLIBC_TUNABLES": MALLOC})
 
 
 def synchronize(device: torch.device) -> None:
@@ -37,7 +42,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def interleaved(steps: Dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Dict[str, List[float]]:
+def interleaved(
+    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> Dict[str, List[float]]:
     """Seconds of every step in every round; a round takes each once, so what the machine does besides meets all.
 
     Args:
@@ -102,13 +109,13 @@ def allocated_bytes(work: Callable[[], object]) -> int:
 
 
 def in_own_process(*options: str) -> Any:
-    """Run this script again with its options and these; returns the JSON of its last line.
+    """Run this command again with its options and these; returns the JSON of its last line.
 
     Raises:
         RuntimeError: if it fails, with its last line.
     """
     _return_memory()
-    done = subprocess.run([sys.executable, *sys.argv, *options], capture_output=True, text=True, check=False)
+    done = subprocess.run([*_this_command(), *options], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise RuntimeError(f"{' '.join(options)}: {reason}")

@@ -1,0 +1,1 @@
+"""Shell scripts, one for each experiment, and the benchmarks."""

@@ -1,0 +1,93 @@
+"""Luna next to softmax attention: time and memory of one attention layer, of training, of generation.
+
+    python -m scripts.bench                          everything, in sizes for two CPU cores (one to two hours)
+    python -m scripts.bench attention --threads 1    one part
+    python -m scripts.bench --full                   the paper's vocabulary and larger batches
+    python -m scripts.bench --report benchmark.json  the tables of a finished run, as Markdown
+
+Whatever is compared is timed in turn in one process, after a round to warm up; the medians count, and the
+spread is (slowest - fastest) / median. Peak memory of one layer on a CPU is what torch has allocated, of a whole
+model what is resident in a process of its own. Before it is timed, every Luna attention is held to a transcription of
+the paper's formulas in float64; there is no speed for one that differs. OUTPUT gets benchmark.json, and attention.svg
+(which needs: pip install '.[plots]').
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from scripts.bench.checks import Mismatch
+from scripts.bench.measuring import keep_memory, machine
+from scripts.bench.parts import PARTS, memory_of
+from scripts.bench.picture import draw
+from scripts.bench.report import report
+from scripts.bench.sizes import DTYPES, SIZES
+
+PROG = "python -m scripts.bench"
+
+
+def main() -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them if none is named")
+    parser.add_argument("--full", action="store_true", help="for a GPU")
+    parser.add_argument("--smoke", action="store_true", help="sizes that mean nothing, in a minute")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds that count; one more warms up")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--dtype", choices=DTYPES, help="of a layer; of a model, by autocast (--full: bfloat16)")
+    parser.add_argument("--lengths", type=int, nargs="+", help="of one layer's input")
+    parser.add_argument(
+        "--output", type=Path, default=Path("bench-out"), help="a folder; finished parts are kept there"
+    )
+    parser.add_argument("--report", type=Path, metavar="JSON", help="print the tables of a finished run")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.report:
+        print(report(json.loads(args.report.read_text())), end="")
+        return 0
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    args.dtype = args.dtype or ("bfloat16" if args.full else "float32")
+    sizes = dict(SIZES["smoke" if args.smoke else "full" if args.full else ""])
+    if args.lengths:
+        sizes["lengths"] = tuple(args.lengths)
+    for name, value in sizes.items():
+        setattr(args, name, value)
+    logging.disable(logging.INFO)
+    torch.set_num_threads(args.threads)
+    args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.memory_of:
+        print(memory_of(args.memory_of[0], json.loads(args.memory_of[1]), args))
+        return 0
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = args.output / "benchmark.json"
+    found = {"machine": machine(args.device), "dtype": args.dtype, "rounds": args.rounds, "sizes": sizes}
+    if results.exists():  # other parts of the same run
+        before = json.loads(results.read_text())
+        if {**before, **json.loads(json.dumps(found))} == before:
+            found = before
+    for part in args.parts or PARTS:
+        try:
+            found[part] = PARTS[part](args)
+        except Mismatch as error:
+            print(f"{PROG}: {error}", file=sys.stderr)
+            return 1
+        results.write_text(json.dumps(found, indent=1) + "\n")
+    print(report(found), end="")
+    if "attention" in found:
+        try:
+            draw(found["attention"], sizes["tokens"], args.output / "attention.svg")
+        except ValueError as error:
+            print(f"{PROG}: no attention.svg: {error}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    keep_memory()
+    sys.exit(main())

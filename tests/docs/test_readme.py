@@ -116,8 +116,8 @@ def test_commands_for_masked_lm(tmp_path: Path) -> None:
     )
     commands.append("python example.py")
     assert [c.split()[0] for c in commands] == [
-        "python", "scripts/masked_lm.sh", "python", "scripts/masked_lm.sh", "scripts/masked_lm.sh", "fairseq-train",
-        "fairseq-validate", "cut", "python", "TAG=sst", "python",
+        "luna-fairseq", "scripts/masked_lm.sh", "python", "scripts/masked_lm.sh", "scripts/masked_lm.sh",
+        "fairseq-train", "fairseq-validate", "cut", "luna-fairseq", "TAG=sst", "python",
     ]  # fmt: skip
     tiny = (
         "--encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16 --encoder-attention-heads 2 --cpu "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.running import run_script
+from support.running import run_command, run_script
 
 WORDS = "the a small old cat dog house man woman sees finds loves red green and".split()
 
@@ -27,8 +27,8 @@ def test_from_text_to_the_table(tmp_path: Path) -> None:
         rows = "".join(f"{sentence()}\t{i % 2}\n" for i in range(lines))
         (glue / name).write_text(f"sentence\tlabel\n{rows}")
     corpus, data = tmp_path / "corpus", tmp_path / "sst2"
-    run_script(
-        *(tmp_path, "scripts/prepare_corpus.py", "--train", tmp_path / "train.txt", "--valid"),
+    run_command(
+        *("luna-fairseq", "prepare", "corpus", "--train", tmp_path / "train.txt", "--valid"),
         *(tmp_path / "valid.txt", "--vocab-size", "60", "--shards", "2", "--workers", "1", "--out", corpus),
     )
     run_script(

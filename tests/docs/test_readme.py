@@ -146,7 +146,8 @@ def test_commands_for_the_long_range_arena(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     commands = _without_measuring(_commands("Long Range Arena"))
     assert [c.split()[0] for c in commands] == [
-        "export", "scripts/lra.sh", "scripts/lra.sh", "scripts/lra.sh", "python", "fairseq-train", "fairseq-validate",
+        "export", "scripts/lra.sh", "scripts/lra.sh", "scripts/lra.sh", "luna-fairseq", "fairseq-train",
+        "fairseq-validate",
     ]  # fmt: skip
     output = ""
     for command in commands[1:]:

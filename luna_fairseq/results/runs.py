@@ -1,0 +1,70 @@
+"""What the tables share: reading what a run has left in its folder, and Markdown."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Dict, List
+
+from luna_fairseq.commands._errors import run
+from luna_fairseq.errors import DataError
+
+NOT_RUN = "not run"
+
+
+def row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def header(names: Sequence[str]) -> str:
+    """The names of the columns, and the line under them."""
+    return f"{row(names)}\n{rule(len(names))}"
+
+
+def rule(columns: int) -> str:
+    """The line under the names of the columns."""
+    return "|" + "---|" * columns
+
+
+def read_json(path: Path) -> Any:
+    """What a script has written about a run.
+
+    Raises:
+        DataError: if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: remove it, and let the script write it again") from error
+
+
+def read_results(out: Path) -> List[Dict[str, Any]]:
+    """The result.json of every run in ``out``, in the order of their names."""
+    return [read_json(path) for path in sorted(out.glob("*/result.json"))]
+
+
+def perplexities(log: str) -> List[str]:
+    """The perplexity of every validation in a log of fairseq, from the first to the last."""
+    return re.findall(r"valid on .*? ppl ([\d.]+)", log)
+
+
+def parameters(log: str) -> str:
+    """How many parameters the model of a log has, such as 4,967,424; "" if the log does not say."""
+    return ["", *re.findall(r"num. shared model params: ([\d,]+)", log)][-1]
+
+
+def print_table(prog: str, arguments: List[str], description: str, table: Callable[[Path], str]) -> int:
+    """A command that takes the folder OUT and prints its table; returns the exit code.
+
+    Args:
+        prog: what was typed so far.
+        arguments: the rest of the command line.
+        description: for the help.
+        table: from OUT to the text, without the last line break.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
+    args = parser.parse_args(arguments)
+    return run(prog, lambda: print(table(args.out)))

@@ -116,8 +116,8 @@ class Pieces:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Pieces":
-        """What a folder of prepare_corpus.py, or of a published model, holds beside dict.txt."""
-        hint = "name a folder of prepare_corpus.py, or one with dict.txt and the files of the pieces"
+        """What a folder of luna-fairseq prepare corpus, or of a published model, holds beside dict.txt."""
+        hint = "name a folder of luna-fairseq prepare corpus, or one with dict.txt and the files of the pieces"
         if not folder.is_dir():
             raise PreparationError(f"the folder {folder} does not exist: {hint}")
         if not (folder / DICTIONARY).is_file():

@@ -37,7 +37,7 @@ class Layout:
         paths: the two long paths, and after them the distractors; each is [dashes, both ends, place].
         dots: the centres of the two dots, [2, place].
         label: 1 if the dots are the ends of one path, 0 if they are ends of two.
-        gap: the least distance between the middle lines of two dashes that are no neighbours on a path.
+        gap: the least distance between the middle lines of two dashes that are not neighbours on a path.
     """
 
     paths: tuple[NDArray[np.float64], ...]

@@ -18,7 +18,7 @@ class Options:
         dash_length: length of a dash.
         dash_thickness: thickness of a dash.
         margins: half the gap between two dashes of a path; every image has one of them.
-        clearance: how much more than that gap is at least between the middle lines of dashes that are no neighbours.
+        clearance: how much more than that gap is at least between the middle lines of dashes that are not neighbours.
         continuity: how straight paths are; the next dash turns by less than 90 degrees divided by it.
         contrast: brightness of dashes, where dots have 1; those thinner than a pixel lose what they do not cover.
         dot_radius: radius of the dots.

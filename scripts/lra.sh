@@ -21,7 +21,7 @@ SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=16 ++model.enc
   ++dataset.batch_size=2 ++optimization.max_update=2 ++dataset.max_valid_steps=2
   ++dataset.validate_interval_updates=0 ++checkpoint.save_interval_updates=0)
 
-# What prepare_lra.py is told, and the folder of the data: configs of one task share it.
+# What luna-fairseq prepare is told, and the folder of the data: configs of one task share it.
 data_of() {
   case $1 in
     listops_small) echo "listops listops_small --min-length 64 --max-length 256" ;;
@@ -51,7 +51,7 @@ prepare() {
     fail "$1 needs the folder with the published files: $0 prepare $1 FOLDER"
   fi
   if [ -d "$(data_folder "$1")" ] && [ -z "$folder" ]; then return; fi
-  python scripts/prepare_lra.py "${words[0]}" --out "$OUT/data/${words[1]}" "${words[@]:2}" "${from[@]}" ${SMOKE:+--smoke}
+  luna-fairseq prepare "${words[0]}" --out "$OUT/data/${words[1]}" "${words[@]:2}" "${from[@]}" ${SMOKE:+--smoke}
 }
 
 check_row() {
@@ -95,43 +95,7 @@ row() {
   test_row "$config" "$layers"
 }
 
-table() {
-  python - "$OUT" <<'PY'
-import json, sys
-from pathlib import Path
-
-results = [json.loads(path.read_text()) for path in sorted(Path(sys.argv[1]).glob("*/result.json"))]
-tasks = {"ListOps": "listops", "Text": "text", "Retrieval": "retrieval", "Image": "image", "Pathfinder": "pathfinder"}
-others = {"Path-X": "pathfinder128", "ListOps, 64 to 256 tokens": "listops_small", "Pathfinder, few updates": "pathfinder_small", "digits": "digits"}
-paper = {  # section 4.1, table 2
-    "transformer": ("Transformer", "37.11 65.21 79.14 42.94 71.83 59.24"),
-    "luna_16": ("Luna-16", "37.43 65.74 79.38 46.39 78.36 61.46"),
-    "luna_128": ("Luna-128", "38.01 65.74 79.55 47.47 78.89 61.93"),
-    "luna_256": ("Luna-256", "37.98 65.78 79.56 47.86 78.55 61.95"),
-}
-
-
-def found(config, layers):
-    return [r for r in results if (r["config"], r["layers"]) == (config, layers)]
-
-
-def cell(config, layers):
-    return ", ".join(f"{r['accuracy']:.2f} {r['tag']}".strip() for r in found(config, layers)) or "not run"
-
-
-print("Test accuracy: the paper's figure and (ours).\n")
-print("| | " + " | ".join([*tasks, "average"]) + " |\n|---" + "|---" * 6 + "|")
-for layers, (name, figures) in paper.items():
-    plain = [[r["accuracy"] for r in found(config, layers) if not r["tag"]] for config in tasks.values()]
-    average = f"{sum(row[0] for row in plain) / 5:.2f}" if all(plain) else "not run"
-    ours = [cell(config, layers) for config in tasks.values()] + [average]
-    print(f"| {name} | " + " | ".join(f"{f} ({o})" for f, o in zip(figures.split(), ours)) + " |")
-print("\nOf these the paper has no figures (Path-X: no model learned anything).\n")
-print("| | " + " | ".join(others) + " |\n|---" + "|---" * len(others) + "|")
-for layers, (name, _) in paper.items():
-    print(f"| {name} | " + " | ".join(cell(config, layers) for config in others.values()) + " |")
-PY
-}
+table() { luna-fairseq table lra "$OUT"; }
 
 command=${1:-}
 [ $# -eq 0 ] || shift

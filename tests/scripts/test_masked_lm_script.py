@@ -31,8 +31,8 @@ def test_from_text_to_the_table(tmp_path: Path) -> None:
         *("luna-fairseq", "prepare", "corpus", "--train", tmp_path / "train.txt", "--valid"),
         *(tmp_path / "valid.txt", "--vocab-size", "60", "--shards", "2", "--workers", "1", "--out", corpus),
     )
-    run_script(
-        *(tmp_path, "scripts/prepare_finetuning.py", "glue", "--task", "SST-2"),
+    run_command(
+        *("luna-fairseq", "prepare", "glue", "--task", "SST-2"),
         *("--data", tmp_path / "glue", "--pieces", corpus, "--out", data),
     )
     shards = f"{corpus}/data-bin/shard0:{corpus}/data-bin/shard1"

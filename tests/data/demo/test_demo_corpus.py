@@ -1,28 +1,24 @@
 """The corpus of the demo: it is reproducible, leaks nothing, and its grammar is right."""
 
-import importlib.util
+import hashlib
 import itertools
 import random
-import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Dict, List
 
 import pytest
 
+from luna_fairseq import cli
+from luna_fairseq.data.demo.clauses import Clause
+from luna_fairseq.data.demo.corpus import generate
+from luna_fairseq.data.demo.grammar import Grammar
+from luna_fairseq.data.demo.inflection import contract, number_de, number_en
+from luna_fairseq.data.demo.lexicon import rows
+from luna_fairseq.data.demo.phrases import noun_phrase
+from luna_fairseq.data.demo.sentences import Sentences
+from luna_fairseq.data.demo.words import IRREGULAR, WAS, Pair
 
-def _load() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "demo_corpus.py"
-    spec = importlib.util.spec_from_file_location("demo_corpus", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo_corpus"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-demo: Any = _load()
 SPLITS = ("train", "valid", "test")
 
 
@@ -30,7 +26,7 @@ SPLITS = ("train", "valid", "test")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
     """The corpus of the default size: ``train.en`` and so on."""
     out = tmp_path_factory.mktemp("corpus")
-    assert demo.main([str(out)]) == 0
+    assert cli.main(["prepare", "demo", str(out)]) == 0
     files = sorted(path.name for path in out.iterdir())
     assert files == sorted(f"{split}.{lang}" for split in SPLITS for lang in ("en", "de"))
     return {name: (out / name).read_text(encoding="utf-8").splitlines() for name in files}
@@ -38,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
 
 @pytest.fixture(scope="module")
 def grammar() -> Any:
-    return demo.Grammar(random.Random(0))
+    return Grammar(random.Random(0))
 
 
 def noun(grammar: Any, name: str) -> Any:
@@ -57,7 +53,7 @@ def pronoun(grammar: Any, name: str) -> Any:
 def phrase(grammar: Any, name: str, determiner: str, plural: bool = False, adjective: str = "") -> Any:
     found = next((a for a in grammar.adjectives if a.en == adjective), None)
     assert bool(found) == bool(adjective)
-    return demo.noun_phrase(noun(grammar, name), determiner, plural, found)
+    return noun_phrase(noun(grammar, name), determiner, plural, found)
 
 
 # ------------------------------------------------------------------------------------------ the corpus
@@ -94,31 +90,40 @@ def test_plain_text(corpus: Dict[str, List[str]]) -> None:
 def test_seed_decides(tmp_path: Path) -> None:
     sizes = ["--train", "200", "--valid", "20", "--test", "20"]
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
-        assert demo.main([str(tmp_path / name), "--seed", seed, *sizes]) == 0
+        assert cli.main(["prepare", "demo", str(tmp_path / name), "--seed", seed, *sizes]) == 0
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
         assert file.read_bytes() != (tmp_path / "c" / file.name).read_bytes()
+
+
+def test_a_seed_keeps_its_sentences() -> None:
+    """What a seed gives is part of the demo: its checkpoints go on only with the same data."""
+    lines = "".join(f"{pair.en}\t{pair.de}\n" for pair in generate(300, 1))
+    assert (
+        hashlib.sha256(lines.encode()).hexdigest()
+        == "ef0c7d8a5b24f85de98c4b2f1fc4237691de5410d41fa7ca4e522b8dc1a7736e"
+    )
 
 
 def test_one_translation_for_every_sentence(grammar: Any) -> None:
     """Over several seeds together: generate() sees only one of them."""
     translations: Dict[str, str] = {}
     for seed in range(3):
-        for pair in demo.generate(4000, seed):
+        for pair in generate(4000, seed):
             assert translations.setdefault(pair.en, pair.de) == pair.de
 
 
 def test_two_translations_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([demo.Pair("A.", "B."), demo.Pair("A.", "C.")])
-    monkeypatch.setattr(demo.Grammar, "sentence", lambda self: next(answers))
+    answers = iter([Pair("A.", "B."), Pair("A.", "C.")])
+    monkeypatch.setattr(Sentences, "sentence", lambda self: next(answers))
     with pytest.raises(RuntimeError, match=r"two translations of 'A\."):
-        demo.generate(2, 1)
+        generate(2, 1)
 
 
 def test_running_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.Grammar, "sentence", lambda self: demo.Pair("A.", "B."))
+    monkeypatch.setattr(Sentences, "sentence", lambda self: Pair("A.", "B."))
     with pytest.raises(RuntimeError, match="only 1 distinct pairs"):
-        demo.generate(2, 1)
+        generate(2, 1)
 
 
 def test_articles_fit_everywhere(corpus: Dict[str, List[str]]) -> None:
@@ -131,8 +136,8 @@ def test_articles_fit_everywhere(corpus: Dict[str, List[str]]) -> None:
 
 
 def test_subordinate_clauses_end_in_a_finite_verb(corpus: Dict[str, List[str]], grammar: Any) -> None:
-    finite = set(demo.WAS)
-    for forms in demo.IRREGULAR.values():
+    finite = set(WAS)
+    for forms in IRREGULAR.values():
         finite.update(forms)
     for modal in grammar.modals:
         finite.update(modal.de)
@@ -165,8 +170,8 @@ def test_subordinate_clauses_end_in_a_finite_verb(corpus: Dict[str, List[str]], 
     ],
 )
 def test_number_words(value: int, english: str, german: str) -> None:
-    assert demo.number_en(value) == english
-    assert demo.number_de(value) == german
+    assert number_en(value) == english
+    assert number_de(value) == german
 
 
 @pytest.mark.parametrize(
@@ -217,7 +222,7 @@ def test_every_compound_has_the_gender_of_its_head(grammar: Any) -> None:
 
 
 def test_no_head_of_a_compound_is_misspelt(grammar: Any) -> None:
-    heads = [head for row in demo.COMPOUNDS.strip().splitlines() for head in row.split("|")[2].split()]
+    heads = [head for row in rows("compounds") for head in row[2].split()]
     assert {head for head in heads if head not in grammar.by_name} == set()
     assert set(grammar.places) <= set(grammar.by_name)
 
@@ -239,12 +244,12 @@ def test_german_present(grammar: Any, name: str, forms: str) -> None:
 
 
 def test_word_order_of_a_separable_verb(grammar: Any) -> None:
-    clause = demo.Clause(
+    clause = Clause(
         phrase(grammar, "aunt", "the"),
         verb(grammar, "call"),
         "present",
         ((phrase(grammar, "doctor", "the"), "acc"),),
-        time=demo.Pair("today", "heute"),
+        time=Pair("today", "heute"),
     )
     assert clause.english() == "the aunt calls the doctor today"
     assert clause.german() == "die Tante ruft heute den Arzt an"
@@ -270,8 +275,8 @@ def test_word_order_of_a_separable_verb(grammar: Any) -> None:
 def test_tenses_and_modals(grammar: Any, tense: str, modal: Any, english: str, german: str, subordinate: str) -> None:
     found = next((m for m in grammar.modals if m.en == modal and m.past == (tense == "past")), None)
     assert (found is None) == (modal is None)
-    place = demo.Pair("to the station", demo.contract("zu dem Bahnhof"))
-    clause = demo.Clause(pronoun(grammar, "she"), verb(grammar, "go"), tense, modal=found, place=place)
+    place = Pair("to the station", contract("zu dem Bahnhof"))
+    clause = Clause(pronoun(grammar, "she"), verb(grammar, "go"), tense, modal=found, place=place)
     assert clause.english() == f"she {english}"
     assert clause.german() == f"sie {german}"
     assert clause.german_subordinate() == f"sie {subordinate}"
@@ -280,23 +285,23 @@ def test_tenses_and_modals(grammar: Any, tense: str, modal: Any, english: str, g
 def test_nicht_and_kein(grammar: Any) -> None:
     def clause(determiner: str, tense: str = "present") -> Any:
         goods = phrase(grammar, "table", determiner, False, "old")
-        return demo.Clause(pronoun(grammar, "he"), verb(grammar, "buy"), tense, ((goods, "acc"),), negative=True)
+        return Clause(pronoun(grammar, "he"), verb(grammar, "buy"), tense, ((goods, "acc"),), negative=True)
 
     assert clause("a").english() == "he does not buy an old table"
     assert clause("a").german() == "er kauft keinen alten Tisch"
     assert clause("the").german() == "er kauft den alten Tisch nicht"
     assert clause("the", "past").english() == "he did not buy the old table"
     assert clause("the", "past").german() == "er hat den alten Tisch nicht gekauft"
-    must = demo.replace(clause("the"), modal=next(m for m in grammar.modals if m.en == "must"))
+    must = replace(clause("the"), modal=next(m for m in grammar.modals if m.en == "must"))
     assert must.english() == "he does not have to buy the old table"
     assert must.german() == "er muss den alten Tisch nicht kaufen"
-    can = demo.replace(clause("a"), modal=next(m for m in grammar.modals if m.en == "can"))
+    can = replace(clause("a"), modal=next(m for m in grammar.modals if m.en == "can"))
     assert can.english() == "he cannot buy an old table"
     assert can.german() == "er kann keinen alten Tisch kaufen"
 
 
 def test_cases_of_objects(grammar: Any) -> None:
-    gives = demo.Clause(
+    gives = Clause(
         pronoun(grammar, "I"),
         verb(grammar, "give"),
         "present",
@@ -304,22 +309,22 @@ def test_cases_of_objects(grammar: Any) -> None:
     )
     assert gives.english() == "I give her a key"
     assert gives.german() == "ich gebe ihr einen Schlüssel"
-    helps = demo.Clause(pronoun(grammar, "you"), verb(grammar, "help"), "present", ((pronoun(grammar, "he"), "dat"),))
+    helps = Clause(pronoun(grammar, "you"), verb(grammar, "help"), "present", ((pronoun(grammar, "he"), "dat"),))
     assert helps.english() == "you help him"
     assert helps.german() == "du hilfst ihm"
 
 
 def test_be(grammar: Any) -> None:
-    tired = demo.Pair("tired", "müde")
-    clause = demo.Clause(pronoun(grammar, "you"), None, "past", predicate=tired, negative=True)
+    tired = Pair("tired", "müde")
+    clause = Clause(pronoun(grammar, "you"), None, "past", predicate=tired, negative=True)
     assert clause.english() == "you were not tired"
     assert clause.german() == "du warst nicht müde"
     assert clause.german_subordinate() == "du nicht müde warst"
-    assert demo.Clause(pronoun(grammar, "I"), None, "present", predicate=tired).english_question() == "am I tired"
+    assert Clause(pronoun(grammar, "I"), None, "present", predicate=tired).english_question() == "am I tired"
 
 
 def test_bad_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        demo.main([str(tmp_path / "out"), "--train", "0"])
+        cli.main(["prepare", "demo", str(tmp_path / "out"), "--train", "0"])
     assert "must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Images of the Pathfinder task: are two dots the ends of one dashed path or of two.
+"""Where everything lies in an image of the Pathfinder task: are two dots the ends of one dashed path or of two.
 
 The task is that of Linsley et al. 2018, "Learning long-range spatial dependencies with horizontal gated recurrent
 units"; the settings are those with which the Long Range Arena (Tay et al. 2021) made its images of 32, 64, 128 and
@@ -6,7 +6,6 @@ units"; the settings are those with which the Long Range Arena (Tay et al. 2021)
 dot has two possible places at about the same distance from the other, of which the label only picks one.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_SIZE = 32
+from luna_fairseq.data.lra.pathfinder_options import Options, check, published
+
 # How often an image is begun anew, with the next sub-seed, before its options count as impossible.
 MOST_ATTEMPTS = 200
 # How many dashes are tried in one attempt, for every one that is needed, before the attempt is given up.
@@ -30,75 +30,6 @@ DISTANCE_TOLERANCE = 1 / 16
 
 
 @dataclass(frozen=True)
-class Options:
-    """How images look, with lengths in pixels; the defaults are the published ones at 32 pixels.
-
-    Args:
-        contour_length: dashes of each of the two long paths; 6, 9 and 14 are the published levels.
-        distractor_dashes: the most dashes of all distractors together; one of them has a third of ``contour_length``.
-        dash_length: length of a dash.
-        dash_thickness: thickness of a dash.
-        margins: half the gap between two dashes of a path; every image has one of them.
-        clearance: how much more than that gap is at least between the middle lines of dashes that are no neighbours.
-        continuity: how straight paths are; the next dash turns by less than 90 degrees divided by it.
-        contrast: brightness of dashes, where dots have 1; those thinner than a pixel lose what they do not cover.
-        dot_radius: radius of the dots.
-        seed_distance: between the beginnings of the two long paths, and at least between the dots.
-        padding: width of the border; the middle of a dash stays away from it by the margin.
-    """
-
-    contour_length: int = 14
-    distractor_dashes: int = 20
-    dash_length: float = 2
-    dash_thickness: float = 0.5
-    margins: tuple[float, ...] = (1,)
-    clearance: float = 0
-    continuity: float = 1
-    contrast: float = 1.5
-    dot_radius: float = 1.5
-    seed_distance: float = 7
-    padding: float = 1
-
-    @property
-    def distractor_length(self) -> int:
-        """Dashes of a distractor."""
-        return self.contour_length // 3
-
-    @property
-    def distractors(self) -> int:
-        """Number of distractors."""
-        return self.distractor_dashes // self.distractor_length
-
-
-# What the Long Range Arena changed, and the defaults of the published generator for the rest; but the clearance is
-# about what its masks of pixels come to.
-PUBLISHED = {
-    32: Options(),
-    64: Options(14, 22, 5, 1, (1,), 1, 1.8, 0.8, 2.5, 12, 1),
-    128: Options(14, 35, 5, 1.5, (2, 3), 1.5, 1.8, 0.9, 3, 20, 1),
-    256: Options(14, 30, 5, 2, (3,), 2, 1.8, 1, 5, 27, 22),
-}
-
-
-def published(size: int, **changes: Any) -> Options:
-    """The published options of a size, or of the next smaller size that has some.
-
-    Args:
-        size: side of the image.
-        changes: options that differ from them.
-
-    Returns:
-        The options.
-
-    Raises:
-        ValueError: if the size is too small.
-    """
-    if size < SMALLEST_SIZE:
-        raise ValueError(f"the size {size} is too small: choose at least {SMALLEST_SIZE}")
-    return dataclasses.replace(PUBLISHED[max(known for known in PUBLISHED if known <= size)], **changes)
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where everything lies; a place is (x, y) in pixels from the upper left corner of the image.
 
@@ -106,7 +37,7 @@ class Layout:
         paths: the two long paths, and after them the distractors; each is [dashes, both ends, place].
         dots: the centres of the two dots, [2, place].
         label: 1 if the dots are the ends of one path, 0 if they are ends of two.
-        gap: the least distance between the middle lines of two dashes that are no neighbours on a path.
+        gap: the least distance between the middle lines of two dashes that are not neighbours on a path.
     """
 
     paths: tuple[NDArray[np.float64], ...]
@@ -115,8 +46,8 @@ class Layout:
     gap: float
 
 
-def generate(size: int, seed: int, index: int, *, options: Options | None = None) -> tuple[NDArray[np.uint8], int]:
-    """One image, which depends on nothing but the arguments.
+def layout(size: int, seed: int, index: int, *, options: Options | None = None) -> Layout:
+    """The layout of one image, which depends on nothing but the arguments.
 
     Args:
         size: side of the image.
@@ -124,21 +55,11 @@ def generate(size: int, seed: int, index: int, *, options: Options | None = None
         index: number of the image in its series; odd ones have the label 1, even ones 0.
         options: how the image looks; ``published(size)`` by default.
 
-    Returns:
-        The image, [size, size], with white as 255, and its label.
-
     Raises:
         ValueError: if the options cannot work.
     """
     options = options or published(size)
-    found = layout(size, seed, index, options=options)
-    return draw(found, size, options), found.label
-
-
-def layout(size: int, seed: int, index: int, *, options: Options | None = None) -> Layout:
-    """What :func:`generate` draws, which has the same arguments and errors."""
-    options = options or published(size)
-    _check(size, seed, index, options)
+    check(size, seed, index, options)
     for attempt in range(MOST_ATTEMPTS):
         found = _Attempt(size, options, np.random.default_rng((size, seed, index, attempt))).layout(index % 2)
         if found is not None:
@@ -150,55 +71,6 @@ def layout(size: int, seed: int, index: int, *, options: Options | None = None) 
     )
 
 
-def _check(size: int, seed: int, index: int, options: Options) -> None:
-    """Refuse what is known to fail."""
-    for name, value, least in (
-        ("size", size, SMALLEST_SIZE),
-        ("seed", seed, 0),
-        ("index", index, 0),
-        ("contour_length", options.contour_length, 3),
-        ("distractor_dashes", options.distractor_dashes, 0),
-        ("continuity", options.continuity, 0.75),
-        ("padding", options.padding, 0),
-        ("clearance", options.clearance, 0),
-    ):
-        if not least <= value < math.inf:
-            raise ValueError(f"the {name} {value} does not work: choose at least {least}")
-    lengths = [("margin", margin) for margin in options.margins or (0,)]
-    lengths += [
-        (name, getattr(options, name)) for name in ("dash_length", "dash_thickness", "contrast", "dot_radius")
-    ]
-    for name, value in lengths:
-        if not 0 < value < math.inf:
-            raise ValueError(f"the {name} {value} does not work: choose more than 0")
-    margin = max(options.margins)
-    least, most = 2 * (options.dot_radius + margin), size / 4
-    if least > most:
-        raise ValueError(
-            f"dots with a dot_radius of {options.dot_radius} and margins of {margin} are too large "
-            f"for {size} pixels: lower one of them"
-        )
-    if not least <= options.seed_distance <= most:
-        raise ValueError(
-            f"the seed_distance {options.seed_distance} does not work in {size} pixels: choose from {least} to {most}"
-        )
-    span = options.contour_length * (options.dash_length + 2 * margin) - 2 * margin
-    if span <= options.seed_distance:
-        raise ValueError(
-            f"a path with contour_length {options.contour_length} is {span} pixels long, and its ends are to be "
-            f"a seed_distance of {options.seed_distance} apart: raise the one or lower the other"
-        )
-    dashes = 2 * options.contour_length + options.distractors * options.distractor_length
-    needed = dashes * (options.dash_length + 2 * margin) * (2 * margin + options.clearance)
-    if needed > (size - 2 * options.padding) ** 2 or options.padding >= size / 2:
-        raise ValueError(
-            f"{dashes} dashes, from contour_length {options.contour_length} and distractor_dashes "
-            f"{options.distractor_dashes}, are too many for {size} pixels with a padding of {options.padding}: "
-            "lower one of them"
-        )
-
-
-# --------------------------------------------------------------------------------------------- placement
 # Here a place is a complex number, counted from the centre of the image, and a turn is a product.
 Complex = NDArray[np.complex128]
 
@@ -400,38 +272,3 @@ class _Attempt:
                 self.place(dash, complex(tails[fits][0]), complex(ways[fits][0]))
                 dash += 1
         return dash == len(self.tails)
-
-
-# ----------------------------------------------------------------------------------------------- drawing
-def draw(found: Layout, size: int, options: Options) -> NDArray[np.uint8]:
-    """The image of a layout.
-
-    Args:
-        found: where everything lies.
-        size: side of the image.
-        options: how the image looks.
-
-    Returns:
-        The image, [size, size], with white as 255.
-    """
-    dashes = np.concatenate(found.paths)
-    tails, heads = np.concatenate([dashes[:, 0], found.dots]), np.concatenate([dashes[:, 1], found.dots])
-    dotted = (np.arange(len(tails)) >= len(dashes))[:, None, None]
-    radius = np.where(dotted, options.dot_radius, options.dash_thickness / 2)
-    brightness = np.where(dotted, 1, options.contrast)
-
-    # Every dash, and every dot as one of no length, has a square patch of pixels, as large as the largest needs it.
-    side = math.ceil(max(options.dash_length + options.dash_thickness, 2 * options.dot_radius)) + 3
-    corners = np.floor((tails + heads) / 2 - side / 2).astype(int)
-    columns, rows = (corners[:, axis, None] + np.arange(side) for axis in range(2))
-    columns, rows = columns[:, None, :], rows[:, :, None]
-    x, y = columns + 0.5 - tails[:, 0, None, None], rows + 0.5 - tails[:, 1, None, None]
-    across, down = (heads - tails).T[:, :, None, None]
-    along = np.clip((x * across + y * down) / np.maximum(across**2 + down**2, 1e-9), 0, 1)
-    distance = np.hypot(x - along * across, y - along * down)
-    # How much of a pixel is covered, as if one of its sides faced the line.
-    covered = np.clip(radius + 0.5 - distance, 0, np.minimum(1, 2 * radius))
-
-    image = np.zeros((size + 2 * side, size + 2 * side))
-    np.maximum.at(image, (rows + side, columns + side), covered * brightness)
-    return np.round(255 * np.minimum(1, image[side:-side, side:-side])).astype(np.uint8)

@@ -9,9 +9,9 @@ from typing import Dict, List, Tuple
 import numpy as np
 import pytest
 
-import listops
-from listops import Limits
-from text_pieces import PreparationError
+from luna_fairseq.data.lra import draw_expressions, expressions
+from luna_fairseq.data.lra.draw_expressions import Limits
+from luna_fairseq.errors import PreparationError
 
 SMALL = Limits(min_length=5, max_length=60, max_depth=5, max_arguments=4)
 
@@ -70,7 +70,7 @@ def shape(text: str) -> Tuple[int, List[int]]:
     ],
 )
 def test_values(text: str, value: int) -> None:
-    assert listops.evaluate(listops.parse(text)) == value
+    assert expressions.evaluate(expressions.parse(text)) == value
 
 
 @pytest.mark.parametrize(
@@ -79,27 +79,27 @@ def test_values(text: str, value: int) -> None:
 )
 def test_what_is_no_expression(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        listops.evaluate(listops.parse(text))
+        expressions.evaluate(expressions.parse(text))
 
 
 def test_values_against_the_slow_check() -> None:
-    expressions = listops.draw(3, 0, Limits())[:30] + listops.draw(3, 0, SMALL)[:300]
-    for expression, value in expressions:
-        text = listops.to_text(expression)
+    drawn = draw_expressions.draw(3, 0, Limits())[:30] + draw_expressions.draw(3, 0, SMALL)[:300]
+    for expression, value in drawn:
+        text = expressions.to_text(expression)
         assert slow_value(text) == value
-        assert listops.parse(text) == expression
+        assert expressions.parse(text) == expression
 
 
 def test_published_rows(shared_golden: Path) -> None:
     path = shared_golden / "listops.tsv"
     lines = path.read_text().splitlines()[1:]
     assert len(lines) == 120
-    read = list(listops.read_published(path))
+    read = list(expressions.read_published(path))
     for line, (expression, value) in zip(lines, read, strict=True):
         text, target = line.split("\t")
         assert value == int(target)
         plain = " ".join(text.replace("(", " ").replace(")", " ").split())
-        assert listops.to_text(expression) == plain
+        assert expressions.to_text(expression) == plain
         assert slow_value(plain) == value
 
 
@@ -107,7 +107,7 @@ def test_published_rows(shared_golden: Path) -> None:
 def test_read_published(tmp_path: Path) -> None:
     path = tmp_path / "basic_val.tsv"
     path.write_bytes(b"Source\tTarget\r\n( ( ( [MIN 4 ) 2 ) ] )\t2\r\n[SM 9 [MED 3 4 ] ]\t2\r\n")
-    read = [(listops.to_text(expression), value) for expression, value in listops.read_published(path)]
+    read = [(expressions.to_text(expression), value) for expression, value in expressions.read_published(path)]
     assert read == [("[MIN 4 2 ]", 2), ("[SM 9 [MED 3 4 ] ]", 2)]
 
 
@@ -126,7 +126,7 @@ def test_wrong_files(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "basic_train.tsv"
     path.write_text(content)
     with pytest.raises(PreparationError) as raised:
-        list(listops.read_published(path))
+        list(expressions.read_published(path))
     assert str(path) in str(raised.value)
     assert message in str(raised.value)
 
@@ -135,23 +135,23 @@ def test_wrong_files(content: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("limits", [Limits(), SMALL, Limits(64, 256), Limits(5, 13, 4, 4)])
 def test_limits_hold(limits: Limits) -> None:
     lengths = set()
-    for expression, value in listops.draw(5, 1, limits):
-        deepest, arguments = shape(listops.to_text(expression))
+    for expression, value in draw_expressions.draw(5, 1, limits):
+        deepest, arguments = shape(expressions.to_text(expression))
         assert limits.min_length < len(expression) < limits.max_length
         assert deepest <= limits.max_depth
         assert 2 <= min(arguments) <= max(arguments) <= limits.max_arguments
-        assert value == listops.evaluate(expression)
+        assert value == expressions.evaluate(expression)
         lengths.add(len(expression))
     if limits.max_length == 13:
         assert lengths == set(range(6, 13))
 
 
 def test_different_and_the_same_with_any_workers() -> None:
-    whole = listops.generate(1500, 7, SMALL)
+    whole = draw_expressions.generate(1500, 7, SMALL)
     assert len({expression for expression, _ in whole}) == len(whole) == 1500
-    assert listops.generate(1500, 7, SMALL, workers=2) == whole
-    assert listops.generate(1500, 7, SMALL) == whole
-    others = listops.generate(1500, 8, SMALL)
+    assert draw_expressions.generate(1500, 7, SMALL, workers=2) == whole
+    assert draw_expressions.generate(1500, 7, SMALL) == whole
+    others = draw_expressions.generate(1500, 8, SMALL)
     # The short ones turn up with every seed.
     assert len({*whole, *others}) > 2500
 
@@ -159,14 +159,14 @@ def test_different_and_the_same_with_any_workers() -> None:
 def test_every_expression_and_no_more() -> None:
     """Exactly 4 x 100 expressions have four symbols; every split has its share of those that turn up first."""
     limits = Limits(3, 5, 2, 2)
-    everything = listops.generate(400, 1, limits)
+    everything = draw_expressions.generate(400, 1, limits)
     wanted = {f"[{name} {a} {b} ]" for name in ("MIN", "MAX", "MED", "SM") for a in range(10) for b in range(10)}
-    assert {listops.to_text(expression) for expression, _ in everything} == wanted
-    drawn = [pair for block in range(9) for pair in listops.draw(1, block, limits)]
+    assert {expressions.to_text(expression) for expression, _ in everything} == wanted
+    drawn = [pair for block in range(9) for pair in draw_expressions.draw(1, block, limits)]
     first = [pair for pair, _ in zip(dict(drawn).items(), range(200), strict=False)]
     assert 70 < len({*first} & {*everything[:200]}) < 130
     with pytest.raises(PreparationError, match=r"only 400 different expressions turned up, and none in the last "):
-        listops.generate(401, 1, limits)
+        draw_expressions.generate(401, 1, limits)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_how_many_trees_are_kept() -> None:
         chances = 0.25 * np.concatenate(([0.0, 0.0], either[:-2]))
         chances[1] += 0.75
     kept = chances[501:].sum()
-    lengths = [len(expression) for block in range(8) for expression, _ in listops.draw(11, block, Limits())]
-    trees = 8 * listops.TREES
+    lengths = [len(expression) for block in range(8) for expression, _ in draw_expressions.draw(11, block, Limits())]
+    trees = 8 * draw_expressions.TREES
     assert abs(len(lengths) - trees * kept) < 4 * (trees * kept) ** 0.5
     found, _ = np.histogram(lengths, bins=range(500, 2001, 100))
     wanted = np.array([chances[max(501, start) : start + 100].sum() * trees for start in range(500, 2000, 100)])
@@ -207,7 +207,11 @@ def test_how_many_trees_are_kept() -> None:
 def test_the_same_as_the_plain_recipe() -> None:
     """Depths, arguments, symbols and values occur as often as when every tree is drawn and most are thrown away."""
     generator = random.Random(4)
-    drawn = [listops.to_text(expression) for block in range(3) for expression, _ in listops.draw(9, block, SMALL)]
+    drawn = [
+        expressions.to_text(expression)
+        for block in range(3)
+        for expression, _ in draw_expressions.draw(9, block, SMALL)
+    ]
     plain: List[str] = []
     while len(plain) < len(drawn):
         text = plain_tree(generator, SMALL)

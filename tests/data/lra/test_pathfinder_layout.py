@@ -1,4 +1,4 @@
-"""scripts/pathfinder.py: the label is right, nothing else tells it, and the image shows what the layout says."""
+"""Drawn images of Pathfinder: the label is right, nothing else tells it, and the image shows what the layout says."""
 
 import dataclasses
 from typing import Any, Dict, List, Tuple
@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import pathfinder
-from pathfinder import Layout, draw, generate, layout, published
+from luna_fairseq.data.lra import pathfinder_layout
+from luna_fairseq.data.lra.pathfinder_image import draw, generate
+from luna_fairseq.data.lra.pathfinder_layout import Layout, layout
+from luna_fairseq.data.lra.pathfinder_options import published
 
 SIZES = (32, 128)
 SEED = 3
@@ -119,7 +121,7 @@ def test_the_label_only_moves_one_dot(size: int) -> None:
     compared = 0
     for number in range(8):
         pair: List[Any] = [
-            pathfinder._Attempt(size, published(size), np.random.default_rng(number)).layout(label)
+            pathfinder_layout._Attempt(size, published(size), np.random.default_rng(number)).layout(label)
             for label in (0, 1)
         ]
         if pair[0] is None or pair[1] is None:
@@ -131,7 +133,7 @@ def test_the_label_only_moves_one_dot(size: int) -> None:
         assert (pair[0].dots[0] == pair[1].dots[0]).all()
         assert (pair[0].dots[1] != pair[1].dots[1]).any()
         apart = [np.linalg.norm(found.dots[0] - found.dots[1]) for found in pair]
-        assert abs(apart[0] - apart[1]) <= size * pathfinder.DISTANCE_TOLERANCE
+        assert abs(apart[0] - apart[1]) <= size * pathfinder_layout.DISTANCE_TOLERANCE
     assert compared >= 3
 
 
@@ -209,7 +211,7 @@ def test_arguments_that_cannot_work() -> None:
 
 def test_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only trying can tell to be too much ends, too."""
-    monkeypatch.setattr(pathfinder, "MOST_ATTEMPTS", 3)
+    monkeypatch.setattr(pathfinder_layout, "MOST_ATTEMPTS", 3)
     with pytest.raises(
         ValueError, match=r"no room was found in 32 pixels .*distractor_dashes 60.*: lower one of them"
     ):

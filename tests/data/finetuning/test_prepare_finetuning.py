@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -15,13 +14,11 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 
 from support.gpt2_files import tiny_gpt2
-from support.running import ROOT, run_command
-
-SCRIPT = ROOT / "scripts" / "prepare_finetuning.py"
+from support.running import run_command
 
 
 def prepare(*args: Any, code: int = 0) -> str:
-    return run_command(sys.executable, SCRIPT, *args, code=code)
+    return run_command("luna-fairseq", "prepare", *args, code=code)
 
 
 def error(*args: Any) -> str:
@@ -29,13 +26,14 @@ def error(*args: Any) -> str:
     output = prepare(*args, code=1)
     assert "Traceback" not in output
     lines = output.rstrip("\n").splitlines()
-    assert lines[-1].startswith("prepare_finetuning.py: ")
-    return lines[-1].removeprefix("prepare_finetuning.py: ")
+    start = f"luna-fairseq prepare {args[0]}: "
+    assert lines[-1].startswith(start)
+    return lines[-1].removeprefix(start)
 
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like an OUT of prepare_corpus.py."""
+    """A folder like an OUT of luna-fairseq prepare corpus."""
     folder = tmp_path_factory.mktemp("pieces")
     text = ["the quick brown fox jumps over a lazy dog", "0 1 2 3 4 5 6 7 8 9", "A: Q: B ? . , _"] * 20
     sentencepiece.SentencePieceTrainer.train(
@@ -378,7 +376,8 @@ def test_missing_folders_and_files(pieces: Path, tmp_path: Path) -> None:
     assert error(*usual, "--pieces", nowhere).startswith(f"the folder {nowhere} does not exist: name a folder of")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert error(*usual, "--pieces", empty).startswith(f"{empty} has no dict.txt: name a folder of prepare_corpus.py")
+    said = error(*usual, "--pieces", empty)
+    assert said.startswith(f"{empty} has no dict.txt: name a folder of luna-fairseq prepare corpus")
     shutil.copy(pieces / "dict.txt", empty)
     assert error(*usual, "--pieces", empty).startswith(
         f"{empty} has neither sentencepiece.model nor encoder.json and"

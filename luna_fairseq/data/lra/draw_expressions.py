@@ -1,37 +1,22 @@
-"""ListOps of the Long Range Arena: nested lists of digits under MIN, MAX, MED and SM, and the digit they come to.
+"""Draws ListOps expressions as the published generator draws them.
 
-    [MAX 2 9 [MIN 4 7 ] 0 ]   is   9
-
-The generator draws what the published one draws: a node is an operator with chance 1/4 and else a digit, at the
-greatest depth always a digit; an operator is one of the four and has 2 to 10 arguments, each number with the same
-chance; an expression is kept if it has more than 500 and fewer than 2,000 symbols, and no two are alike. MED is the
-median without its fraction, SM the sum modulo 10. Of 12 trees 11 are thrown away, so the shapes of thousands of trees
-grow together, level by level, and only those that are kept get their symbols.
+A node is an operator with chance 1/4 and else a digit, at the greatest depth always a digit; an operator is one of
+the four and has 2 to 10 arguments, each number with the same chance; an expression is kept if it has more than 500
+and fewer than 2,000 symbols, and no two are alike. Of 12 trees 11 are thrown away, so the shapes of thousands of
+trees grow together, level by level, and only those that are kept get their symbols.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
-from text_pieces import PreparationError, in_order, progress, read_lines
-
-MEDIAN = "[MED"
-OPERATORS: dict[str, Callable[[list[int]], int]] = {
-    "[MIN": min,
-    "[MAX": max,
-    MEDIAN: lambda values: (sorted(values)[(len(values) - 1) // 2] + sorted(values)[len(values) // 2]) // 2,
-    "[SM": lambda values: sum(values) % 10,
-}
-END = "]"
-DIGITS = tuple(map(str, range(10)))
-# An expression is a string of bytes: the places of its symbols in this list.
-SYMBOLS = (*OPERATORS, END, *DIGITS)
-NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS)}
-_OPERATORS, _END, _DIGIT = tuple(OPERATORS.values()), NUMBERS[END], NUMBERS[DIGITS[0]]
+from luna_fairseq.data.console import progress
+from luna_fairseq.data.lra.expressions import DIGITS, END_NUMBER, FIRST_DIGIT, OPERATORS, evaluate
+from luna_fairseq.data.workers import in_order
+from luna_fairseq.errors import PreparationError
 
 ONE_IN = 4
 LEAST_ARGUMENTS = 2
@@ -80,76 +65,6 @@ class Limits:
             )
 
 
-# -------------------------------------------------------------------------------------------- evaluating
-def evaluate(expression: bytes) -> int:
-    """The digit an expression comes to.
-
-    Raises:
-        ValueError: it is not one whole expression.
-    """
-    # The last list is of the operator that is open; the first holds the result.
-    values: list[int] = []
-    open_lists: list[tuple[int, list[int]]] = []
-    for symbol in expression:
-        if symbol >= _DIGIT:
-            values.append(symbol - _DIGIT)
-        elif symbol != _END:
-            open_lists.append((symbol, values))
-            values = []
-        elif open_lists and values:
-            operator, before = open_lists.pop()
-            before.append(_OPERATORS[operator](values))
-            values = before
-        else:
-            raise ValueError("a bracket closes nothing")
-    if open_lists or len(values) != 1:
-        raise ValueError("it does not end where it should")
-    return values[0]
-
-
-def parse(text: str) -> bytes:
-    """An expression from its text; round brackets mean nothing.
-
-    Raises:
-        ValueError: a symbol is unknown.
-    """
-    try:
-        return bytes(NUMBERS[symbol] for symbol in text.split() if symbol not in "()")
-    except KeyError as error:
-        raise ValueError(f"{error} is no symbol") from error
-
-
-def to_text(expression: bytes) -> str:
-    """An expression as text, without round brackets."""
-    return " ".join(SYMBOLS[symbol] for symbol in expression)
-
-
-def read_published(path: Path) -> Iterator[tuple[bytes, int]]:
-    """The expressions and digits of a published file, such as basic_train.tsv.
-
-    Raises:
-        PreparationError: a line is something else, or comes to another digit.
-    """
-    lines = (line for _, line in read_lines(path))
-    if next(lines, "").split() != ["Source", "Target"]:
-        raise PreparationError(f"{path} does not begin with the line Source, Target: name a file of ListOps")
-    for number, line in enumerate(lines, 2):
-        text, _, target = line.strip().rpartition("\t")
-        if not line.strip():
-            continue
-        try:
-            expression = parse(text)
-            value = evaluate(expression)
-        except ValueError as error:
-            raise PreparationError(
-                f"{path}, line {number} is no ListOps expression and its digit: {error}"
-            ) from error
-        if str(value) != target:
-            raise PreparationError(f"{path}, line {number} says {target!r}, and its expression is {value}: mend it")
-        yield expression, value
-
-
-# -------------------------------------------------------------------------------------------- generating
 def _grow(random: np.random.Generator, limits: Limits) -> list[np.ndarray]:
     """The shapes of those among ``TREES`` trees that are within the limits.
 
@@ -193,9 +108,9 @@ def _symbols(random: np.random.Generator, levels: Sequence[np.ndarray]) -> tuple
     starts = place = before[:-1]
     for arguments, size, below in zip(levels, reversed(sizes), reversed(befores), strict=True):
         operator = arguments > 0
-        symbols[place[~operator]] = _DIGIT + random.integers(0, len(DIGITS), (~operator).sum(), dtype=np.uint8)
+        symbols[place[~operator]] = FIRST_DIGIT + random.integers(0, len(DIGITS), (~operator).sum(), dtype=np.uint8)
         symbols[place[operator]] = random.integers(0, len(OPERATORS), operator.sum(), dtype=np.uint8)
-        symbols[(place + size - 1)[operator]] = _END
+        symbols[(place + size - 1)[operator]] = END_NUMBER
         first = np.cumsum(arguments) - arguments
         place = np.repeat(place + 1 - below[first], arguments) + below[:-1]
     return symbols, starts

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from fairseq.data import Dictionary, data_utils
 
-import listops
-import pathfinder
-import prepare_lra
-from support.running import ROOT
+from luna_fairseq import cli
+from luna_fairseq.data.lra import pathfinder
+from luna_fairseq.data.lra.cifar10 import read_batch
+from luna_fairseq.data.lra.expressions import evaluate, parse
+from luna_fairseq.data.lra.pathfinder_image import generate
 
 EVERY_BYTE = bytes(range(256))
 BYTES = [str(number) for number in range(256)]
@@ -30,14 +31,14 @@ def prepare(capsys: pytest.CaptureFixture[str]) -> Iterator[Prepare]:
     """Calls the command; returns what it printed, or its error if ``code`` is not 0."""
     handler = signal.getsignal(signal.SIGTERM)
 
-    def call(*args: Any, code: int = 0) -> str:
-        assert prepare_lra.main([str(arg) for arg in args]) == code
+    def call(kind: str, *args: Any, code: int = 0) -> str:
+        assert cli.main(["prepare", kind, *map(str, args)]) == code
         printed = capsys.readouterr()
         if not code:
             return printed.out
-        last = printed.err.splitlines()[-1]
-        assert last.startswith("prepare_lra.py: ")
-        return last.removeprefix("prepare_lra.py: ")
+        last, start = printed.err.splitlines()[-1], f"luna-fairseq prepare {kind}: "
+        assert last.startswith(start)
+        return last.removeprefix(start)
 
     yield call
     signal.signal(signal.SIGTERM, handler)
@@ -113,7 +114,7 @@ def test_listops(prepare: Prepare, tmp_path: Path) -> None:
     for line, (split, size) in zip(output.splitlines(), sizes.items(), strict=False):
         texts, values = [" ".join(row) for row in rows(out / "src-bin", split)], labels(out, split)
         assert len(texts) == size
-        assert [str(listops.evaluate(listops.parse(text))) for text in texts] == values
+        assert [str(evaluate(parse(text))) for text in texts] == values
         classes = ", ".join(f"{digit}: {values.count(digit)}" for digit in BYTES[:10])
         assert line.startswith(f"{split}: {size} examples ({classes}), ")
         assert all(10 < len(text.split()) < 40 for text in texts)
@@ -153,7 +154,8 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
     assert "train: 12 examples" in prepare(*usual, "--smoke", "--workers", 1)
     assert len(labels(out / "smoke", "valid")) == 12
 
-    command = [sys.executable, ROOT / "scripts" / "prepare_lra.py", "listops", "--out", out, "--workers", 2]
+    program = Path(sys.executable).parent / "luna-fairseq"
+    command = [program, "prepare", "listops", "--out", out, "--workers", 2]
     # A terminal tells the workers, too.
     pipes: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(list(map(str, command)), start_new_session=True, **pipes) as done:
@@ -165,7 +167,7 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
         # Both ends of the pipes close only when the workers are gone, too.
         _, said = done.communicate(timeout=60)
     assert done.returncode == 130, said
-    assert said.splitlines()[-1] == "prepare_lra.py: interrupted: run the same command again"
+    assert said.splitlines()[-1] == "luna-fairseq prepare listops: interrupted: run the same command again"
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["smoke"]
@@ -192,14 +194,13 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
 def test_interrupt_while_workers_start() -> None:
     """Python drops an interrupt that comes in the middle of a fork."""
     code = (
-        "import os, signal, text_pieces\n"
+        "import os, signal\n"
+        "from luna_fairseq.data import console, workers\n"
         "os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
-        "def prepare(): print(list(text_pieces.in_order(abs, [(-1,)], workers=2)))\n"
-        "raise SystemExit(text_pieces.run('it', prepare))"
+        "def prepare(): print(list(workers.in_order(abs, [(-1,)], workers=2)))\n"
+        "raise SystemExit(console.run('it', prepare))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "it: interrupted: run the same command again\n"
 
@@ -240,7 +241,7 @@ def test_options_that_do_not_go_together(
     options: List[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        prepare_lra.main([*options, "--out", str(tmp_path / "out")])
+        cli.main(["prepare", *options, "--out", str(tmp_path / "out")])
     assert message in capsys.readouterr().err
 
 
@@ -431,7 +432,7 @@ def test_grey(tmp_path: Path) -> None:
     colours[0, 0], colours[1, 1], colours[2, 2], colours[3] = 255, 255, 255, 255
     path = tmp_path / "batch"
     path.write_bytes(python2_pickle({b"data": colours.reshape(4, 3072), b"labels": [0, 9, 3, 3]}))
-    grey, classes = prepare_lra.read_batch(path)
+    grey, classes = read_batch(path)
     assert grey.tolist() == [[value] * 1024 for value in (76, 150, 29, 255)]
     assert classes.tolist() == [0, 9, 3, 3]
 
@@ -484,7 +485,7 @@ def test_unsafe_and_wrong_batches(prepare: Prepare, tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------ Pathfinder
 def test_pathfinder(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_lra, "IMAGES_AT_ONCE", 3)
+    monkeypatch.setattr(pathfinder, "IMAGES_AT_ONCE", 3)
     sizes = {"train": 8, "valid": 4, "test": 2}
     counts = [option for split, size in sizes.items() for option in (f"--{split}", size)]
     usual = ["pathfinder", "--size", 32, "--seed", 5, *counts]
@@ -501,7 +502,7 @@ def test_pathfinder(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.Monkey
         found, classes = images(out, split)
         assert sorted(classes) == [0] * (size // 2) + [1] * (size // 2)
         for row, label in zip(found, classes, strict=True):
-            image, wanted = pathfinder.generate(32, 5, index)
+            image, wanted = generate(32, 5, index)
             assert (row, label) == (image.flatten().tolist(), wanted)
             index += 1
         assert [list(text) for text in documents(tokens, split)] == found

@@ -1,13 +1,11 @@
-"""scripts/plot_training.py reads fairseq's logs, in every format that says it all."""
+"""luna-fairseq plot reads fairseq's logs, in every format that says it all."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from plot_training import lines_of, read_run
-from support.running import ROOT, Corpus, train
+from luna_fairseq.commands.plot import lines_of, read_run
+from support.running import Corpus, run_command, train
 
 INNER, VALID = "[2026-01-02][train_inner][INFO] - epoch 001:  ", "[2026-01-02][valid][INFO] - epoch 001"
 LOG = f"""{INNER} 100 / 145 loss=9.4, ppl=496.88, wps=1000, ups=0.5, wpb=2000, num_updates=100, lr=1e-05, gnorm=1.5
@@ -54,13 +52,23 @@ def test_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an extra of the scripts, not of the tests")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "train.log").write_text(LOG)
-    command = [sys.executable, "scripts/plot_training.py", str(tmp_path / "run"), "--output", str(tmp_path / "a.svg")]
-    usual = dict(cwd=ROOT, capture_output=True, text=True, timeout=120)
-    done = subprocess.run(command, check=True, **usual)  # type: ignore[call-overload]
-    assert "run: loss 6.4, ppl 90.5, accuracy 33.5; 2.00 s an update" in done.stdout and done.stderr == ""
+    command = ["plot", tmp_path / "run", "--output", tmp_path / "a.svg"]
+    said = run_command("luna-fairseq", *command)
+    assert said == f"run: loss 6.4, ppl 90.5, accuracy 33.5; 2.00 s an update\nwrote {tmp_path}/a.svg\n"
     first = (tmp_path / "a.svg").read_text()
     assert "<svg" in first
-    subprocess.run([*command, "--panels", "ppl", "--against", "updates", "minutes"], check=True, **usual)  # type: ignore[call-overload]
+    run_command("luna-fairseq", *command, "--panels", "ppl", "--against", "updates", "minutes")
     assert (tmp_path / "a.svg").read_text() != first
-    done = subprocess.run([*command, "--words-per-second", "1", "2"], check=False, **usual)  # type: ignore[call-overload]
-    assert done.returncode == 2 and "2 speeds for 1 runs: give one for each" in done.stderr
+    said = run_command("luna-fairseq", *command, "--words-per-second", "1", "2", code=2)
+    assert "2 speeds for 1 runs: give one for each" in said
+
+
+def test_what_cannot_be_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="an extra of the scripts, not of the tests")
+    (tmp_path / "valid.log").write_text(LOG.splitlines()[1])
+    for name, message in (
+        ("none.log", f"[Errno 2] No such file or directory: '{tmp_path}/none.log'"),
+        ("valid.log", "the log of valid says no ups of a training: name one with more updates"),
+    ):
+        said = run_command("luna-fairseq", "plot", tmp_path / name, "--output", tmp_path / "a.svg", code=1)
+        assert said == f"luna-fairseq plot: {message}\n"

@@ -153,11 +153,12 @@ def train_bert(data: Any, save_dir: Path, *args: Any, arch: str = "luna_base_512
     )
 
 
-def generate(corpus: Corpus, checkpoint: Path, *args: Any) -> str:
+def generate(corpus: Corpus, checkpoint: Path, *args: Any, real: bool = False) -> str:
     """``fairseq-generate`` on the test split."""
     return run_command(
         *("fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--path", checkpoint, "--cpu"),
         *("--gen-subset", "test", "--num-workers", "0", *args),
+        real=real,
     )
 
 

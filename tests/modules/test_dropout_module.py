@@ -1,6 +1,7 @@
 """The dropout module: when it drops."""
 
 import torch
+from fairseq.modules import FairseqDropout
 
 from luna_fairseq.modules import Dropout
 
@@ -15,3 +16,8 @@ def test_module_drops_in_training_or_if_retained() -> None:
     assert module.rate == 0.0
     module.make_generation_fast_("name", retain_dropout=True, retain_dropout_modules=["here"])
     assert module.rate == 0.5 and module(x).eq(0).any()
+
+
+def test_like_takes_over_the_probability_and_the_owner() -> None:
+    module = Dropout.like(FairseqDropout(0.3, module_name="owner"))
+    assert (module.p, module.module_name) == (0.3, "owner")

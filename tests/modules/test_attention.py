@@ -1,4 +1,4 @@
-"""The fast operations against the formulas, and what both attentions promise."""
+"""What both attentions promise."""
 
 import copy
 import itertools
@@ -6,161 +6,15 @@ from typing import Any, Dict, Tuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from luna_fairseq import ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
-from luna_fairseq.ops import causal as causal_ops
-from luna_fairseq.ops.naive import naive_attention, naive_causal_luna
 from scripts.bench.layers import SelfAttention, SoftmaxAttention
 from scripts.bench.measuring import allocated_bytes
-from support.models import assert_close, assert_grads_close
-
-LENGTHS = [1, 2, 63, 64, 65, 128, 129, 200]  # below, at and above one product and whole chunks
-
-
-def _padding(batch: int, length: int, seed: int, side: str) -> Tensor:
-    """Padding masks with at least one real position a row."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(1, length + 1, (batch, 1), generator=generator)
-    positions = torch.arange(length)
-    return positions < length - sizes if side == "left" else positions >= sizes
-
-
-def _leaves(*shapes: Tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> Tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, dtype=dtype, generator=generator).requires_grad_() for s in shapes)
-
-
-@given(
-    sizes=st.tuples(*[st.integers(1, 9)] * 3),
-    padded=st.booleans(),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=25, deadline=None)
-def test_softmax_attention_is_the_formula(sizes: Tuple[int, int, int], padded: bool, seed: int) -> None:
-    n, m, dim = sizes
-    query, key, value = _leaves((2, 3, n, dim), (2, 3, m, dim), (2, 3, m, dim), seed=seed)
-    padding = _padding(2, m, seed, "right") if padded else None
-    mask = ops.key_mask(padding)
-    got = ops.attend(query, key, value, mask)
-    weighted = ops.attention_weights(query, key, mask).double() @ value
-    for b, h in itertools.product(range(2), range(3)):
-        want = naive_attention(query[b, h], key[b, h], value[b, h], None if padding is None else padding[b])
-        assert_close(got[b, h], want, "attend", rel=1e-10)
-        assert_close(weighted[b, h], want, "attention_weights", rel=1e-5)
-
-
-def _causal_inputs(length: int, packed: int, dtype: torch.dtype) -> Dict[str, Tensor]:
-    batch, heads, dim = 2, 3, 5
-    query, key, value, scores = _leaves(
-        *[(batch, heads, length, dim)] * 3, (batch, heads, length, packed), dtype=dtype
-    )
-    return {"query": query, "key": key, "value": value, "scores": scores}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("masks", ["none", "packed", "left", "right"])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks: str, dtype: torch.dtype) -> None:
-    inputs = _causal_inputs(length, 4, dtype)
-    packed_padding = _padding(2, 4, 5, "right") if masks == "packed" else None
-    padding = _padding(2, length, 6, masks) if masks in ("left", "right") else None
-    activation = ops.CAUSAL_ACTIVATIONS["softplus"]
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(2, 3, length, 5, dtype=torch.float64, generator=generator)
-    if padding is not None:
-        weight = weight.masked_fill(padding[:, None, :, None], 0.0)  # outputs at padding mean nothing
-
-    def run(fast: bool, kind: torch.dtype) -> Tuple[Tensor, Dict[str, Tensor]]:
-        leaves = {k: t.detach().to(kind).requires_grad_() for k, t in inputs.items()}
-        a = activation(leaves["scores"])
-        args = (leaves["query"], leaves["key"], leaves["value"], a)
-        if fast:
-            out, state = ops.causal_luna_attention(
-                *args, packed_mask=ops.key_mask(packed_padding), padding_mask=padding
-            )
-            assert state is None
-        else:
-            out = torch.stack(
-                [
-                    torch.stack(
-                        [
-                            naive_causal_luna(
-                                *(t[b, h] for t in args),
-                                None if packed_padding is None else packed_padding[b],
-                                None if padding is None else padding[b],
-                            )
-                            for h in range(3)
-                        ]
-                    )
-                    for b in range(2)
-                ]
-            )
-        (out.double() * weight).sum().backward()
-        return out.detach(), {k: t.grad.double() for k, t in leaves.items()}
-
-    got, got_grads = run(fast=True, kind=dtype)
-    want, want_grads = run(fast=False, kind=torch.float64)
-    assert got.dtype == dtype
-    real = None if padding is None else ~padding[:, None, :].expand(-1, 3, -1)
-    assert_close(got.double(), want, "output", rel=1e-10 if dtype == torch.float64 else 1e-5, mask=real)
-    if dtype == torch.float64:
-        for name, grad in want_grads.items():
-            assert_close(got_grads[name], grad, f"gradient of {name}", rel=1e-9)
-    else:
-        assert_grads_close(got_grads, want_grads)
-
-
-@pytest.mark.parametrize("rows", [1, 2 * 64 * 3, 2 * 256 * 3, 10**9], ids=["chunk", "chunks", "sentences", "all"])
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-@pytest.mark.parametrize(("length", "dims", "chunk"), [(30, (4, 6), 32), (200, (4, 6), 32), (200, (64, 80), 64)])
-def test_sums_are_the_same_whatever_the_blocks(
-    length: int, dims: Tuple[int, int], chunk: int, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also those of a GPU, computed here."""
-    monkeypatch.setattr(causal_ops, "_CPU_BLOCK", rows * sum(dims))
-    monkeypatch.setattr(causal_ops, "_LEAST_CHUNKS", 1)
-    monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
-    dim, value_dim = dims
-    inputs = _leaves((5, 3, length, dim), (5, 3, length, dim), (5, 3, length, value_dim))
-    assert causal_ops._chunk_length(*inputs[1:]) == (chunk if device == "cpu" else 64)
-    scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, value_dim).double()
-    with torch.autocast("cpu"):  # of no effect
-        got = ops.causal_products(*inputs, scale)
-    query, key, value = inputs
-    want = scale * ((query @ key.mT).tril() @ value)
-    assert_close(got, want, "output", rel=1e-12)
-    grads = (torch.autograd.grad(out, inputs, weight) for out in (got, want))
-    for name, *pair in zip(("query", "key", "value"), *grads, strict=True):
-        assert_close(*pair, f"gradient of {name}", rel=1e-12)
-
-
-@pytest.mark.parametrize(("heads", "rows"), [(8, 32), (8, 256), (16, 256), (16, 512)])
-def test_few_sums_are_kept_for_the_backward_pass(heads: int, rows: int) -> None:
-    """Also where a chunk is as much work as a block should be."""
-    query, key, value = (torch.rand(1, heads, 2048, dim, requires_grad=True) for dim in (64, 64, rows))
-    out = ops.causal_products(query, key, value, torch.ones(1, 1, 2048, 1))
-    saved: Any = out.grad_fn.next_functions[0][0].saved_tensors  # type: ignore[union-attr]
-    *inputs, scale = saved[:4]
-    sums = [x for x in saved[4:] if x is not None]
-    assert scale.shape == (1, heads, 2048, 1)
-    assert {x.shape for x in sums} == {(heads, 64, rows)}
-    assert sum(x.numel() for x in sums) <= sum(x.numel() for x in inputs) / 8
-
-
-def test_elu_activation_is_one_plus_elu() -> None:
-    x = torch.tensor([-50.0, -1.0, 0.0, 2.0], dtype=torch.float64)
-    for name, want in (
-        ("elu", torch.where(x > 0, x + 1, x.exp())),
-        ("softplus", torch.log2(1 + torch.exp2(x))),
-    ):
-        got = ops.CAUSAL_ACTIVATIONS[name](x)
-        assert_close(got, want, name, rel=1e-12)
-        assert got[2] == 1.0 and (got >= 0).all()
+from support.models import assert_close
+from support.tensors import leaves, padding_mask
 
 
 @given(
@@ -174,7 +28,7 @@ def test_any_number_of_positions_a_call(length: int, cuts: Any, left_padded: boo
     torch.manual_seed(seed)
     attention = CausalLunaAttention(12, 3, tie_kv=bool(seed % 2)).double().eval()
     query, packed = torch.randn(2, length, 12).double(), torch.randn(2, 5, 12).double()
-    padding = _padding(2, length, seed, "left") if left_padded else None
+    padding = padding_mask(2, length, seed, "left") if left_padded else None
     want = attention(query, packed, None, padding)
     bounds = [0, *sorted({c for c in cuts if c < length}), length]
     state: Dict[str, Any] = {}
@@ -211,16 +65,6 @@ def test_reorder_makes_each_row_what_another_was(order: Any, tie_kv: bool) -> No
     assert_close(got_map, want_map[:, index, 3:], "attention map")
 
 
-@given(data=st.data(), sentences=st.integers(1, 4), rows=st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
-def test_sentences_follow_their_rows(data: Any, sentences: int, rows: int) -> None:
-    row = st.integers(0, sentences * rows - 1)
-    order = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=8) | st.permutations(range(sentences * rows))))
-    kept, now = ops.RowOrder(order).sentences(sentences, rows)
-    kept = torch.arange(sentences) if kept is None else kept
-    assert torch.equal(kept.repeat_interleave(now), order // rows)
-
-
 @pytest.mark.parametrize(
     "order", [[0, 1, 2, 3], [1, 0, 3, 3], [3, 2, 0, 0], [0, 2, 1, 3], [2, 2, 2, 3, 3, 1], [3], [3, 3, 3]]
 )
@@ -232,7 +76,7 @@ def test_rows_of_a_beam_share_what_is_the_sentences(order: Any, tie_kv: bool) ->
     causal = CausalLunaAttention(8, 2, tie_kv=tie_kv).eval()
     cross = LunaAttention(8, 2, tie_kv=tie_kv).eval()
     x, packed, context = torch.randn(4, 4, 8), torch.randn(2, 5, 8), torch.randn(2, 6, 8)
-    masks = [ops.key_mask(_padding(2, length, 1, "right")) for length in (6, 5)]
+    masks = [ops.key_mask(padding_mask(2, length, 1, "right")) for length in (6, 5)]
     index = torch.tensor(order)
     found = []
     for once in (True, False):
@@ -283,10 +127,6 @@ def test_rows_without_a_sentence_are_refused() -> None:
     for call in (lambda: LunaAttention(8, 2)(x, packed, packed), lambda: CausalLunaAttention(8, 2)(x, packed)):
         with pytest.raises(ValueError, match="3 rows cannot belong to 2 packed sequences"):
             call()
-    state = ops.CausalState.start(torch.zeros(1, 2, 4, 4), 1, tie_kv=True)
-    query, key, value = torch.randn(3, 1, 2, 1, 4)
-    with pytest.raises(ValueError, match="the state holds one sum"):
-        ops.causal_luna_attention(query, key, value, torch.ones(1, 2, 1, 4), state=state)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (2, 8)])
@@ -295,7 +135,7 @@ def test_effective_map_turns_context_into_output(heads: Tuple[int, int]) -> None
     torch.manual_seed(0)
     attention = LunaAttention(16, *heads).eval()
     query, packed, context = torch.randn(2, 7, 16), torch.randn(2, 3, 16), torch.randn(2, 9, 16)
-    padding = _padding(2, 9, 4, "left")
+    padding = padding_mask(2, 9, 4, "left")
     _, _, weights = attention(query, packed, context, ops.key_mask(padding), need_weights=True)
     assert weights.shape == (heads[0], 2, 7, 9)
     assert_close(weights.sum(-1), torch.ones(heads[0], 2, 7), "row sums")
@@ -306,7 +146,7 @@ def test_effective_map_turns_context_into_output(heads: Tuple[int, int]) -> None
 def test_fully_masked_rows_give_finite_numbers_and_gradients(kind: str) -> None:
     torch.manual_seed(0)
     attention, causal = LunaAttention(8, 2), CausalLunaAttention(8, 2)
-    query, packed, context = _leaves((2, 5, 8), (2, 3, 8), (2, 6, 8), dtype=torch.float32)
+    query, packed, context = leaves((2, 5, 8), (2, 3, 8), (2, 6, 8), dtype=torch.float32)
     empty = torch.tensor([True, False])
     context_mask = ops.key_mask(empty[:, None].expand(2, 6)) if kind == "context" else None
     packed_mask = ops.key_mask(empty[:, None].expand(2, 3)) if kind == "packed" else None
@@ -335,52 +175,6 @@ def test_no_later_position_is_seen(length: int) -> None:
     after = attention(changed, packed)
     assert torch.equal(before[:, : length // 2], after[:, : length // 2])
     assert not torch.allclose(before[:, length // 2 :], after[:, length // 2 :])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sums_are_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
-    """Half-precision sums of 600 positions at this scale overflow, or stop counting."""
-    torch.manual_seed(0)
-    q, k, v = (8 * torch.randn(1, 2, 600, 16) for _ in range(3))
-    a = ops.CAUSAL_ACTIVATIONS["softplus"](8 * torch.randn(1, 2, 600, 8))
-    args = [t.to(dtype) for t in (q, k, v, a)]
-    got, state = ops.causal_luna_attention(
-        *args, state=ops.CausalState.start(torch.zeros(1, 2, 8, 16, dtype=dtype), 1, False)
-    )
-    want, _ = ops.causal_luna_attention(*(t.double() for t in args))
-    assert got.dtype == dtype
-    assert state.key_sum.dtype == state.value_sum.dtype == torch.float32
-    assert state.steps.tolist() == [600]
-    assert_close(got.double(), want, "output", rel=torch.finfo(dtype).eps)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1.0, 8.0])
-@pytest.mark.parametrize("length", [100, 4096])
-def test_causal_attention_is_as_exact_as_softmax_attention(length: int, scale: float, dtype: torch.dtype) -> None:
-    """From queries, keys, values and P in half precision: at most twice its error, output and gradients."""
-    torch.manual_seed(0)
-    inputs = [scale * torch.randn(1, 2, length, 16) for _ in range(3)] + [scale / 4 * torch.randn(1, 2, 32, 16)]
-    slope = torch.randn(1, 2, length, 16)
-
-    def luna(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> Tensor:
-        return ops.causal_luna_attention(q, k, v, ops.causal_pack_weights(k, p, "softplus"))[0]
-
-    def softmax(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    errors = []
-    for attention in (softmax, luna):
-        results = []
-        for wide in (dtype, torch.float64):
-            q, k, v, p = (x.to(dtype).to(wide).requires_grad_() for x in inputs)
-            out = attention(q, k, v, p)
-            results.append([out, *torch.autograd.grad(out, [q, k, v], slope.to(dtype).to(wide))])
-        assert all(torch.isfinite(got).all() for got in results[0])
-        errors.append(
-            [((got.double() - want).norm() / want.norm()).item() for got, want in zip(*results, strict=True)]
-        )
-    assert all(ours <= 2 * theirs for theirs, ours in zip(*errors, strict=True)), errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -450,22 +244,6 @@ def test_dropout_only_in_training() -> None:
     assert not torch.allclose(attention(x, packed, x)[0], attention(x, packed, x)[0])
     attention.eval()
     assert torch.equal(attention(x, packed, x)[0], attention(x, packed, x)[0])
-
-
-def test_pack_dropout_shares_one_mask_between_the_sums() -> None:
-    """A pack weight that is dropped is missing from the keys' sum and from the values' sum."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 1, 1, 2).double() for _ in range(3))
-    outs = {
-        round(
-            ops.causal_luna_attention(q, k, v, torch.ones(1, 1, 1, 1).double(), pack_dropout=0.5)[0][
-                0, 0, 0, 0
-            ].item(),
-            9,
-        )
-        for _ in range(40)
-    }
-    assert outs == {0.0, round(2 * v[0, 0, 0, 0].item(), 9)}
 
 
 def test_parameters_of_tied_and_untied() -> None:

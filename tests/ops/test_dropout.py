@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luna_fairseq import ops
-from luna_fairseq.modules import Dropout
 
 
 def test_share_of_dropped_elements() -> None:
@@ -71,15 +70,3 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(ops.add_dropout(None, x, 0.5), first)
     torch.manual_seed(5)
     assert torch.equal(ops.add_dropout(None, x, 0.5), first)
-
-
-def test_module_drops_in_training_or_if_retained() -> None:
-    module = Dropout(0.5, module_name="here")
-    x = torch.ones(100)
-    assert module(x).eq(0).any() and module.add(x, x).eq(1).any()
-    module.eval()
-    assert module(x) is x and torch.equal(module.add(x, x), 2 * x)
-    module.make_generation_fast_("name", retain_dropout=True, retain_dropout_modules=["elsewhere"])
-    assert module.rate == 0.0
-    module.make_generation_fast_("name", retain_dropout=True, retain_dropout_modules=["here"])
-    assert module.rate == 0.5 and module(x).eq(0).any()

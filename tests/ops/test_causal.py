@@ -1,0 +1,194 @@
+"""The linear-time causal attention against the formulas: blocks, gradients, precision, decoding state."""
+
+from typing import Any, Dict, Tuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luna_fairseq import ops
+from luna_fairseq.ops import causal as causal_ops
+from luna_fairseq.ops.naive import naive_causal_luna
+from support.models import assert_close, assert_grads_close
+from support.tensors import leaves, padding_mask
+
+LENGTHS = [1, 2, 63, 64, 65, 128, 129, 200]  # below, at and above one product and whole chunks
+
+
+def _causal_inputs(length: int, packed: int, dtype: torch.dtype) -> Dict[str, Tensor]:
+    batch, heads, dim = 2, 3, 5
+    query, key, value, scores = leaves(
+        *[(batch, heads, length, dim)] * 3, (batch, heads, length, packed), dtype=dtype
+    )
+    return {"query": query, "key": key, "value": value, "scores": scores}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("masks", ["none", "packed", "left", "right"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks: str, dtype: torch.dtype) -> None:
+    inputs = _causal_inputs(length, 4, dtype)
+    packed_padding = padding_mask(2, 4, 5, "right") if masks == "packed" else None
+    padding = padding_mask(2, length, 6, masks) if masks in ("left", "right") else None
+    activation = ops.CAUSAL_ACTIVATIONS["softplus"]
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(2, 3, length, 5, dtype=torch.float64, generator=generator)
+    if padding is not None:
+        weight = weight.masked_fill(padding[:, None, :, None], 0.0)  # outputs at padding mean nothing
+
+    def run(fast: bool, kind: torch.dtype) -> Tuple[Tensor, Dict[str, Tensor]]:
+        leaves = {k: t.detach().to(kind).requires_grad_() for k, t in inputs.items()}
+        a = activation(leaves["scores"])
+        args = (leaves["query"], leaves["key"], leaves["value"], a)
+        if fast:
+            out, state = ops.causal_luna_attention(
+                *args, packed_mask=ops.key_mask(packed_padding), padding_mask=padding
+            )
+            assert state is None
+        else:
+            out = torch.stack(
+                [
+                    torch.stack(
+                        [
+                            naive_causal_luna(
+                                *(t[b, h] for t in args),
+                                None if packed_padding is None else packed_padding[b],
+                                None if padding is None else padding[b],
+                            )
+                            for h in range(3)
+                        ]
+                    )
+                    for b in range(2)
+                ]
+            )
+        (out.double() * weight).sum().backward()
+        return out.detach(), {k: t.grad.double() for k, t in leaves.items()}
+
+    got, got_grads = run(fast=True, kind=dtype)
+    want, want_grads = run(fast=False, kind=torch.float64)
+    assert got.dtype == dtype
+    real = None if padding is None else ~padding[:, None, :].expand(-1, 3, -1)
+    assert_close(got.double(), want, "output", rel=1e-10 if dtype == torch.float64 else 1e-5, mask=real)
+    if dtype == torch.float64:
+        for name, grad in want_grads.items():
+            assert_close(got_grads[name], grad, f"gradient of {name}", rel=1e-9)
+    else:
+        assert_grads_close(got_grads, want_grads)
+
+
+@pytest.mark.parametrize("rows", [1, 2 * 64 * 3, 2 * 256 * 3, 10**9], ids=["chunk", "chunks", "sentences", "all"])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize(("length", "dims", "chunk"), [(30, (4, 6), 32), (200, (4, 6), 32), (200, (64, 80), 64)])
+def test_sums_are_the_same_whatever_the_blocks(
+    length: int, dims: Tuple[int, int], chunk: int, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a GPU, computed here."""
+    monkeypatch.setattr(causal_ops, "_CPU_BLOCK", rows * sum(dims))
+    monkeypatch.setattr(causal_ops, "_LEAST_CHUNKS", 1)
+    monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
+    dim, value_dim = dims
+    inputs = leaves((5, 3, length, dim), (5, 3, length, dim), (5, 3, length, value_dim))
+    assert causal_ops._chunk_length(*inputs[1:]) == (chunk if device == "cpu" else 64)
+    scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, value_dim).double()
+    with torch.autocast("cpu"):  # of no effect
+        got = ops.causal_products(*inputs, scale)
+    query, key, value = inputs
+    want = scale * ((query @ key.mT).tril() @ value)
+    assert_close(got, want, "output", rel=1e-12)
+    grads = (torch.autograd.grad(out, inputs, weight) for out in (got, want))
+    for name, *pair in zip(("query", "key", "value"), *grads, strict=True):
+        assert_close(*pair, f"gradient of {name}", rel=1e-12)
+
+
+@pytest.mark.parametrize(("heads", "rows"), [(8, 32), (8, 256), (16, 256), (16, 512)])
+def test_few_sums_are_kept_for_the_backward_pass(heads: int, rows: int) -> None:
+    """Also where a chunk is as much work as a block should be."""
+    query, key, value = (torch.rand(1, heads, 2048, dim, requires_grad=True) for dim in (64, 64, rows))
+    out = ops.causal_products(query, key, value, torch.ones(1, 1, 2048, 1))
+    saved: Any = out.grad_fn.next_functions[0][0].saved_tensors  # type: ignore[union-attr]
+    *inputs, scale = saved[:4]
+    sums = [x for x in saved[4:] if x is not None]
+    assert scale.shape == (1, heads, 2048, 1)
+    assert {x.shape for x in sums} == {(heads, 64, rows)}
+    assert sum(x.numel() for x in sums) <= sum(x.numel() for x in inputs) / 8
+
+
+def test_elu_activation_is_one_plus_elu() -> None:
+    x = torch.tensor([-50.0, -1.0, 0.0, 2.0], dtype=torch.float64)
+    for name, want in (
+        ("elu", torch.where(x > 0, x + 1, x.exp())),
+        ("softplus", torch.log2(1 + torch.exp2(x))),
+    ):
+        got = ops.CAUSAL_ACTIVATIONS[name](x)
+        assert_close(got, want, name, rel=1e-12)
+        assert got[2] == 1.0 and (got >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_are_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
+    """Half-precision sums of 600 positions at this scale overflow, or stop counting."""
+    torch.manual_seed(0)
+    q, k, v = (8 * torch.randn(1, 2, 600, 16) for _ in range(3))
+    a = ops.CAUSAL_ACTIVATIONS["softplus"](8 * torch.randn(1, 2, 600, 8))
+    args = [t.to(dtype) for t in (q, k, v, a)]
+    got, state = ops.causal_luna_attention(
+        *args, state=ops.CausalState.start(torch.zeros(1, 2, 8, 16, dtype=dtype), 1, False)
+    )
+    want, _ = ops.causal_luna_attention(*(t.double() for t in args))
+    assert got.dtype == dtype
+    assert state.key_sum.dtype == state.value_sum.dtype == torch.float32
+    assert state.steps.tolist() == [600]
+    assert_close(got.double(), want, "output", rel=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+@pytest.mark.parametrize("length", [100, 4096])
+def test_causal_attention_is_as_exact_as_softmax_attention(length: int, scale: float, dtype: torch.dtype) -> None:
+    """From queries, keys, values and P in half precision: at most twice its error, output and gradients."""
+    torch.manual_seed(0)
+    inputs = [scale * torch.randn(1, 2, length, 16) for _ in range(3)] + [scale / 4 * torch.randn(1, 2, 32, 16)]
+    slope = torch.randn(1, 2, length, 16)
+
+    def luna(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> Tensor:
+        return ops.causal_luna_attention(q, k, v, ops.causal_pack_weights(k, p, "softplus"))[0]
+
+    def softmax(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    errors = []
+    for attention in (softmax, luna):
+        results = []
+        for wide in (dtype, torch.float64):
+            q, k, v, p = (x.to(dtype).to(wide).requires_grad_() for x in inputs)
+            out = attention(q, k, v, p)
+            results.append([out, *torch.autograd.grad(out, [q, k, v], slope.to(dtype).to(wide))])
+        assert all(torch.isfinite(got).all() for got in results[0])
+        errors.append(
+            [((got.double() - want).norm() / want.norm()).item() for got, want in zip(*results, strict=True)]
+        )
+    assert all(ours <= 2 * theirs for theirs, ours in zip(*errors, strict=True)), errors
+
+
+def test_pack_dropout_shares_one_mask_between_the_sums() -> None:
+    """A pack weight that is dropped is missing from the keys' sum and from the values' sum."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 1, 2).double() for _ in range(3))
+    outs = {
+        round(
+            ops.causal_luna_attention(q, k, v, torch.ones(1, 1, 1, 1).double(), pack_dropout=0.5)[0][
+                0, 0, 0, 0
+            ].item(),
+            9,
+        )
+        for _ in range(40)
+    }
+    assert outs == {0.0, round(2 * v[0, 0, 0, 0].item(), 9)}
+
+
+def test_a_sum_for_both_is_refused_where_keys_are_no_values() -> None:
+    state = ops.CausalState.start(torch.zeros(1, 2, 4, 4), 1, tie_kv=True)
+    query, key, value = torch.randn(3, 1, 2, 1, 4)
+    with pytest.raises(ValueError, match="the state holds one sum"):
+        ops.causal_luna_attention(query, key, value, torch.ones(1, 2, 1, 4), state=state)

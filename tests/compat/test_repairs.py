@@ -81,9 +81,9 @@ def test_one_of_several_repairs_of_a_method_is_switched_off_alone() -> None:
     for name in names:
         with switched_off(name):
             assert _layers(Trainer.load_checkpoint) == whole - 1
-            with pytest.raises(KeyError), switched_off("nothing of that name"):
-                pass
     assert _layers(Trainer.load_checkpoint) == whole
+    with pytest.raises(KeyError), switched_off("nothing of that name"):
+        pass
 
 
 class _Base:
@@ -95,7 +95,7 @@ class _Derived(_Base):
     pass
 
 
-def test_repairs_lie_around_each_other_in_the_order_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repairs_lie_around_each_other_in_the_order_of_the_list() -> None:
     """Around a method that the class inherits, too, and in whatever order they are switched on and off."""
     before = len(REPAIRS)
 

@@ -110,7 +110,9 @@ class Preparation:
         else:
             for name in ("data-bin", DICTIONARY):
                 if (self.out / name).exists():
-                    raise PreparationError(f"{self.out} has a {name} that is not of this script: name another --out")
+                    raise PreparationError(
+                        f"{self.out} has a {name} that luna-fairseq prepare did not make: name another --out"
+                    )
             self.check_pieces()
         shards = self.shards(self.args.shards)
         if self.settings_file.exists() and self.dictionary.exists() and all(map(self.finished, shards)):

@@ -40,7 +40,9 @@ def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable
         print(f"already prepared: {out}")
         return
     if there:
-        raise PreparationError(f"{out} has a {there[0].name} that is not of this script: name another --out")
+        raise PreparationError(
+            f"{out} has a {there[0].name} that luna-fairseq prepare did not make: name another --out"
+        )
     with whole_folder(out) as temporary:
         options = fill(temporary)
         write_json(temporary / SETTINGS, settings)

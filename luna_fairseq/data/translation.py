@@ -80,7 +80,7 @@ class Preparation:
         if (self.out / SETTINGS).exists():
             check_settings(self.out / SETTINGS, settings)
         elif self.out.is_dir() and any(path.name != SMOKE for path in self.out.iterdir()):
-            raise PreparationError(f"{self.out} has files that are not of this script: name another --out")
+            raise PreparationError(f"{self.out} has files that luna-fairseq prepare did not make: name another --out")
         global _recipe
         _recipe = RECIPES[self.args.recipe](self.out, self.languages)
         self.out.mkdir(parents=True, exist_ok=True)

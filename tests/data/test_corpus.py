@@ -391,7 +391,10 @@ def bad(tmp_path: Path) -> Dict[str, Any]:
         ("--vocab-size 100000", "--vocab-size 100000 does not work: this text has only "),
         ("--vocab-size 9", "--vocab-size 9 does not work: the characters of this text alone take "),
         ("--out {folder}/a:b", "--out {folder}/a:b has a colon, at which fairseq separates data folders: rename it"),
-        ("--out {folder}/foreign", "{folder}/foreign has a data-bin that is not of this script: name another --out"),
+        (
+            "--out {folder}/foreign",
+            "{folder}/foreign has a data-bin that luna-fairseq prepare did not make: name another --out",
+        ),
     ],
 )
 def test_errors(options: str, message: str, text: Path, tmp_path: Path, bad: Dict[str, Any]) -> None:

@@ -188,7 +188,7 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     said = prepare(*real, "--out", tmp_path / "full", code=1)
-    assert said == f"{tmp_path}/full has a mine.txt that is not of this script: name another --out"
+    assert said == f"{tmp_path}/full has a mine.txt that luna-fairseq prepare did not make: name another --out"
 
 
 def test_interrupt_while_workers_start() -> None:

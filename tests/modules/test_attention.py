@@ -360,3 +360,11 @@ def test_what_shapes_do_not_say_is_checked_when_loading(make: Any) -> None:
 def test_another_activation_is_refused_when_loading() -> None:
     with pytest.raises(RuntimeError, match="activation is softplus in the checkpoint and elu in this model"):
         CausalLunaAttention(8, 2, activation="elu").load_state_dict(CausalLunaAttention(8, 2).state_dict())
+
+
+def test_weights_are_asked_for_from_the_first_step_on() -> None:
+    attention, state = LunaAttention(8, 2), dict[str, Any]()
+    x = torch.randn(2, 3, 8)
+    attention(x, x, x, incremental_state=state)
+    with pytest.raises(ValueError, match="need_weights was False at the first decoding step"):
+        attention(x, None, None, incremental_state=state, need_weights=True)

@@ -53,3 +53,14 @@ def test_quantisation_noise_reaches_the_attention() -> None:
 
 def test_who_reads_p() -> None:
     assert [kind.reads_packed for kind in (FirstTokenHead, PoolingHead, AttentionHead)] == [False, True, True]
+
+
+def test_classes_are_scored_from_the_summary() -> None:
+    torch.manual_seed(0)
+    features, packed = torch.randn(2, 5, 8), torch.randn(2, 3, 8)
+    for kind in (FirstTokenHead, PoolingHead, AttentionHead):
+        head = kind(8, 4, 3, num_heads=2, **OPTIONS)
+        summary = head.summary(features, packed, None, None)
+        assert_close(head(features, packed), head.out_proj(torch.tanh(head.dense(summary))), kind.__name__)
+        if kind is FirstTokenHead:
+            assert torch.equal(summary, features[:, 0])

@@ -74,3 +74,17 @@ def test_the_parameters_of_p_are_those_that_p_depends_on(untied: bool, before: b
     with_gradient = {n for n, p in layer.named_parameters() if p.grad is not None and "self_attn_layer" not in n}
     said = {id(p) for p in layer.packed_parameters()}
     assert with_gradient == {n for n, p in layer.named_parameters() if id(p) in said}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_last_decoder_layer_returns_no_p(before: bool) -> None:
+    """With norms after the blocks it has no norm for it either, and drops the one that a checkpoint brings."""
+    torch.manual_seed(0)
+    first, last = make_model(decoder_layers=2, decoder_normalize_before=before).decoder.layers
+    x, packed = torch.randn(2, 5, 32), torch.randn(2, 3, 32)
+    y, y_packed, attention = first(x, packed, packed)
+    assert (y.shape, y_packed.shape, attention) == (x.shape, packed.shape, None)
+    assert last(x, packed, packed)[1] is None
+    assert (last.packed_attn_layer_norm is None) == (not before)
+    last.load_state_dict(first.state_dict())
+    assert_close(last(x, packed, packed)[0], y, "x of the same weights")

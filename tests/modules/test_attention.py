@@ -66,7 +66,7 @@ def test_reorder_makes_each_row_what_another_was(order: Any, tie_kv: bool) -> No
 
 
 @pytest.mark.parametrize(
-    "order", [[0, 1, 2, 3], [1, 0, 3, 3], [3, 2, 0, 0], [0, 2, 1, 3], [2, 2, 2, 3, 3, 1], [3], [3, 3, 3]]
+    "order", [[0, 1, 2, 3], [0, 1], [1, 0, 3, 3], [3, 2, 0, 0], [0, 2, 1, 3], [2, 2, 2, 3, 3, 1], [3], [3, 3, 3]]
 )
 @pytest.mark.parametrize("tie_kv", [True, False])
 @torch.no_grad()
@@ -127,6 +127,66 @@ def test_rows_without_a_sentence_are_refused() -> None:
     for call in (lambda: LunaAttention(8, 2)(x, packed, packed), lambda: CausalLunaAttention(8, 2)(x, packed)):
         with pytest.raises(ValueError, match="3 rows cannot belong to 2 packed sequences"):
             call()
+    with pytest.raises(ValueError, match="5 rows cannot belong to 3 packed sequences"):
+        CausalLunaAttention(8, 2)(torch.randn(5, 2, 8), torch.randn(3, 4, 8))
+    with pytest.raises(ValueError, match="2 rows cannot belong to 0 packed sequences"):
+        CausalLunaAttention(8, 2)(torch.randn(2, 2, 8), torch.randn(0, 4, 8))
+
+
+@torch.no_grad()
+def test_rows_of_a_beam_are_counted_anew_after_each_order() -> None:
+    """Two sentences of two rows become two of three, whose rows then change within and between sentences."""
+    torch.manual_seed(3)
+    causal, cross = CausalLunaAttention(8, 2).eval(), LunaAttention(8, 2).eval()
+    x, packed, context = torch.randn(4, 4, 8), torch.randn(2, 5, 8), torch.randn(2, 6, 8)
+    state: Dict[str, Any] = {}
+    causal(x[:, :3], packed, incremental_state=state)
+    cross(x[:, :3], packed, context, incremental_state=state)
+    index = torch.arange(4)
+    for order in ([0, 0, 1, 2, 3, 3], [5, 4, 3, 2, 0, 1], [3]):
+        shared = ops.RowOrder(torch.tensor(order))
+        for module in (causal, cross):
+            module.reorder_incremental_state(state, shared)
+        index = index[shared.rows]
+    want = causal(x[index], packed[index // 2])[:, 3:]
+    assert_close(causal(x[index, 3:], None, incremental_state=state), want, "causal")
+    want = cross(x[index, 3:], packed[index // 2], context[index // 2])[0]
+    assert_close(cross(x[index, 3:], None, None, incremental_state=state)[0], want, "cross")
+
+
+def test_an_order_before_the_first_step_changes_nothing() -> None:
+    state: Dict[str, Any] = {}
+    LunaAttention(8, 2).reorder_incremental_state(state, torch.tensor([1, 0]))
+    assert state == {}
+
+
+@torch.no_grad()
+def test_tied_keys_and_values_are_kept_once() -> None:
+    """At the start, after a step and after an order; where no row changes, nothing is copied."""
+    causal, cross = CausalLunaAttention(8, 2).eval(), LunaAttention(8, 2).eval()
+    x, packed = torch.randn(2, 4, 8), torch.randn(2, 5, 8)
+    state: Dict[str, Any] = {}
+    causal(x[:, :3], packed, incremental_state=state)
+    cross(x[:, :3], packed, x, incremental_state=state)
+    for order in (None, [1, 0], [0, 1]):
+        before = list(state.values())
+        if order:
+            for module in (causal, cross):
+                module.reorder_incremental_state(state, torch.tensor(order))
+        sums, rows = state.values()
+        assert sums["key_sum"] is sums["value_sum"] and rows["key"] is rows["value"]
+        if order == [0, 1]:
+            assert sums["key_sum"] is before[0]["key_sum"] and rows["key"] is before[1]["key"]
+
+
+def test_padding_before_a_sentence_is_not_seen() -> None:
+    torch.manual_seed(0)
+    causal = CausalLunaAttention(8, 2).eval()
+    x, packed = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
+    padding = torch.arange(6) < torch.tensor([[2], [0]])
+    got = causal(x, packed, None, padding)
+    assert_close(got[:1, 2:], causal(x[:1, 2:], packed[:1]), "padded sentence")
+    assert_close(got[1:], causal(x[1:], packed[1:]), "whole sentence")
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (2, 8)])
@@ -281,3 +341,30 @@ def test_initialisation() -> None:
 def test_bad_arguments(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_one_head_is_enough() -> None:
+    x = torch.randn(2, 3, 8)
+    assert LunaAttention(8, 1)(x, x, x)[0].shape == CausalLunaAttention(8, 1)(x, x).shape == x.shape
+
+
+@pytest.mark.parametrize("make", [LunaAttention, CausalLunaAttention])
+def test_what_shapes_do_not_say_is_checked_when_loading(make: Any) -> None:
+    """Also inside another module, where names get a prefix."""
+    state = torch.nn.Sequential(make(8, 2)).state_dict()
+    torch.nn.Sequential(make(8, 2)).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"0\.num_heads is 2 in the checkpoint and 4 in this model"):
+        torch.nn.Sequential(make(8, 4)).load_state_dict(state)
+
+
+def test_another_activation_is_refused_when_loading() -> None:
+    with pytest.raises(RuntimeError, match="activation is softplus in the checkpoint and elu in this model"):
+        CausalLunaAttention(8, 2, activation="elu").load_state_dict(CausalLunaAttention(8, 2).state_dict())
+
+
+def test_weights_are_asked_for_from_the_first_step_on() -> None:
+    attention, state = LunaAttention(8, 2), dict[str, Any]()
+    x = torch.randn(2, 3, 8)
+    attention(x, x, x, incremental_state=state)
+    with pytest.raises(ValueError, match="need_weights was False at the first decoding step"):
+        attention(x, None, None, incremental_state=state, need_weights=True)

@@ -73,3 +73,85 @@ def test_a_changed_projection_sees_what_it_projects(changed: str) -> None:
         for parameter in plain.out_proj.parameters():
             parameter.data.mul_(2)
     assert_close(layer(x, packed, x)[0], plain(x, packed, x)[0], "output", rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+@pytest.mark.parametrize("name", ["pc_proj", "q_proj", "out_proj"])
+def test_hooks_of_every_kind_are_called(kind: str, name: str) -> None:
+    torch.manual_seed(0)
+    x, packed = torch.randn(1, 300, 16, requires_grad=True), torch.randn(1, 2, 16)
+    layer = LunaAttention(16, 2)
+    calls: List[str] = []
+    getattr(layer.get_submodule(name), f"register_{kind}_hook")(lambda *_: calls.append(kind))
+    layer(x, packed, x)[0].sum().backward()
+    assert calls == [kind]
+
+
+@pytest.mark.parametrize("tie_kv", [True, False])
+def test_what_folding_is_asked_about(tie_kv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions, D, L, heads, products saved and taken; and steps of decoding do not fold what is kept for them."""
+    asked: List[Any] = []
+    monkeypatch.setattr(ops, "folding_pays", lambda x, *sizes: asked.append((tuple(x.shape), *sizes)))
+    attention = LunaAttention(8, 2, 4, context_dim=6, tie_kv=tie_kv)
+    x, packed, context = torch.randn(3, 9, 8), torch.randn(3, 5, 8), torch.randn(3, 7, 6)
+    pack, unpack = ((3, 7, 6), 8, 5, 4, 1 if tie_kv else 2, 2), ((3, 9, 8), 8, 5, 2, 2, 2)
+    attention(x, packed, context)
+    assert asked == [pack, unpack]
+    asked.clear()
+    attention(x, packed, context, incremental_state={})
+    assert asked == [pack]
+    asked.clear()
+    attention(x, packed, context, need_weights=True)
+    assert asked == []
+    CausalLunaAttention(8, 2, tie_kv=tie_kv)(x, packed)
+    assert asked == [((3, 9, 8), 8, 5, 2, 1, 1)]
+
+
+def test_folds_if_it_pays_and_not_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: List[str] = []
+    for name in ("folded_pack", "folded_unpack", "folded_scores"):
+        original = getattr(ops, name)
+        monkeypatch.setattr(
+            ops, name, lambda *args, name=name, original=original: called.append(name) or original(*args)
+        )
+    attention, causal = LunaAttention(16, 2, 2), CausalLunaAttention(16, 2)
+    long, short, packed = torch.randn(1, 300, 16), torch.randn(1, 2, 16), torch.randn(1, 2, 16)
+    assert ops.folding_pays(long, 16, 2, 2, 1, 2) and not ops.folding_pays(short, 16, 2, 2, 2, 2)
+    attention(long, packed, long)
+    causal(long, packed)
+    assert called == ["folded_pack", "folded_unpack", "folded_scores"]
+    called.clear()
+    attention(short, packed, short)
+    weights = attention(long, packed, long, need_weights=True)[2]
+    assert called == []
+    assert_close(weights.sum(-1), torch.ones(2, 1, 300), "row sums")
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_dropout_reaches_both_steps(folds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pack and unpack, in training alone."""
+    rates: List[float] = []
+
+    def record(name: str, rate: Callable[..., List[float]]) -> None:
+        original = getattr(ops, name)
+
+        def recorded(*args: Any, **options: Any) -> Any:
+            rates.extend(rate(*args, **options))
+            return original(*args, **options)
+
+        monkeypatch.setattr(ops, name, recorded)
+
+    for name in ("attend", "folded_pack", "folded_unpack"):
+        record(name, lambda *args: [args[-1]])
+    record("causal_luna_attention", lambda *_, **options: [options["pack_dropout"], options["unpack_dropout"]])
+    monkeypatch.setattr(ops, "folding_pays", lambda *_: folds)
+    x, packed = torch.randn(1, 5, 8), torch.randn(1, 3, 8)
+    for layer, call in (
+        (attention := LunaAttention(8, 2, dropout=0.25), lambda: attention(x, packed, x)),
+        (causal := CausalLunaAttention(8, 2, dropout=0.25), lambda: causal(x, packed)),
+    ):
+        for training, want in ((True, 0.25), (False, 0.0)):
+            rates.clear()
+            layer.train(training)
+            call()
+            assert rates == [want, want]

@@ -1,6 +1,7 @@
 """The linear-time causal attention against the formulas: blocks, gradients, precision, decoding state."""
 
-from typing import Any, Dict, Tuple
+import itertools
+from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
@@ -112,6 +113,76 @@ def test_few_sums_are_kept_for_the_backward_pass(heads: int, rows: int) -> None:
     assert scale.shape == (1, heads, 2048, 1)
     assert {x.shape for x in sums} == {(heads, 64, rows)}
     assert sum(x.numel() for x in sums) <= sum(x.numel() for x in inputs) / 8
+    assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in sums), "no block is kept with it"
+
+
+def test_length_of_a_chunk() -> None:
+    """32 where K L is at most 32 (K + L), on a CPU; 64 elsewhere."""
+    for head_dim, rows, on_cpu, want in (
+        (64, 64, True, 32),
+        (64, 65, True, 64),
+        (16, 512, True, 32),
+        (64, 16, False, 64),
+    ):
+        assert causal_ops.chunk_length(head_dim, rows, on_cpu) == want
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_blocks_hold_whole_sentences_or_some_chunks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5 sentences, 3 heads and K + L = 10: 2 sentences, 1 sentence, 10 chunks of one, never fewer than 8."""
+    monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
+    chunk = 32 if device == "cpu" else 64
+    for length, numbers, sentences, chunks in (
+        (192, 2 * 192 * 30, 2, [192 // chunk]),
+        (192, 2 * 192 * 30 - 10, 1, [192 // chunk]),
+        (768, 10 * 32 * 30, 1, [10, 10, 4]),
+        (768, 5, 1, [8, 8, 8]),
+        (128, 5, 1, [1]),
+    ):
+        monkeypatch.setattr(causal_ops, "_CPU_BLOCK", numbers)
+        key, value = torch.empty(5, 3, length, 4), torch.empty(5, 3, length, 6)
+        blocks = causal_ops._Blocks(key, value)
+        if device == "gpu":  # everything at once
+            sentences, chunks = 5, [1 if length == 128 else length // chunk]
+        assert list(blocks.starts) == list(range(0, 5, sentences))
+        assert [len(part) for part in blocks.ranges] == chunks
+        assert blocks.chunk == (128 if length == 128 else chunk)
+        assert blocks.view(value, 0, blocks.ranges[0]).shape == (chunks[0], sentences, 3, blocks.chunk, 6)
+
+
+def test_results_lie_as_projections_read_them() -> None:
+    """As ``[B, N, H, E]``, so that joining the heads copies nothing; gradients likewise."""
+    inputs = leaves((2, 3, 70, 4), (2, 3, 70, 4), (2, 3, 70, 5))
+    out = ops.causal_products(*inputs, torch.ones(2, 1, 70, 1).double())
+    for x in (out, *torch.autograd.grad(out, inputs, torch.ones_like(out))):
+        assert x.transpose(1, 2).is_contiguous()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    query, key, value = leaves((1, 1, 3, 2), (1, 1, 3, 2), (1, 1, 3, 2))
+    out = ops.causal_products(query, key, value, torch.ones(1, 1, 3, 1).double())
+    (grad,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1, 1], [2, 2, 2], [1, 2, 3], [3, 2, 1]], ids=str)
+def test_every_part_continues_the_sums(parts: List[int]) -> None:
+    """The state of one or several positions at a time, against the formula."""
+    query, key, value, scores = _causal_inputs(6, 4, torch.float64).values()
+    weights = ops.CAUSAL_ACTIVATIONS["softplus"](scores)
+    state = ops.CausalState.start(torch.zeros(2, 3, 4, 5, dtype=torch.float64), 2, tie_kv=False)
+    outs = []
+    for part in zip(*(t.split(parts, dim=2) for t in (query, key, value, weights)), strict=True):
+        out, new_state = ops.causal_luna_attention(*part, state=state)
+        assert new_state is not None
+        outs.append(out)
+        state = new_state
+    got = torch.cat(outs, dim=2)
+    for b, h in itertools.product(range(2), range(3)):
+        want = naive_causal_luna(query[b, h], key[b, h], value[b, h], weights[b, h])
+        assert_close(got[b, h], want, f"parts {parts}", rel=1e-10)
+    assert state.steps.tolist() == [6, 6]
 
 
 def test_elu_activation_is_one_plus_elu() -> None:
@@ -192,3 +263,17 @@ def test_a_sum_for_both_is_refused_where_keys_are_no_values() -> None:
     query, key, value = torch.randn(3, 1, 2, 1, 4)
     with pytest.raises(ValueError, match="the state holds one sum"):
         ops.causal_luna_attention(query, key, value, torch.ones(1, 2, 1, 4), state=state)
+
+
+@pytest.mark.parametrize("decoding", [True, False])
+def test_unpack_dropout_drops_rows_of_p(decoding: bool) -> None:
+    """Of the one row of P, with a pack weight of 1: the value is doubled or gone."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 1, 2).double() for _ in range(3))
+    outs = set()
+    for _ in range(40):
+        state = ops.CausalState.start(torch.zeros(1, 1, 1, 2).double(), 1, tie_kv=False) if decoding else None
+        weights = torch.ones(1, 1, 1, 1).double()
+        out, _ = ops.causal_luna_attention(query, key, value, weights, unpack_dropout=0.5, state=state)
+        outs.add(round(out[0, 0, 0, 0].item(), 9))
+    assert outs == {0.0, round(2 * value[0, 0, 0, 0].item(), 9)}

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luna_fairseq import ops
+from luna_fairseq.ops import dropout
 
 
 def test_share_of_dropped_elements() -> None:
@@ -70,3 +71,42 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(ops.add_dropout(None, x, 0.5), first)
     torch.manual_seed(5)
     assert torch.equal(ops.add_dropout(None, x, 0.5), first)
+
+
+def test_the_probability_is_rounded_to_a_65536th() -> None:
+    """0.1 is 6,554 of them, with the scale that goes with it; one of them less than all keeps something."""
+    torch.manual_seed(0)
+    x = torch.ones(2_000_000, dtype=torch.float64)
+    assert ops.add_dropout(None, x[:100], 0.1).max().item() == pytest.approx(65536 / (65536 - 6554), rel=1e-12)
+    kept = ops.add_dropout(None, x, 65535 / 65536)
+    assert 10 < kept.ne(0).sum() < 60 and kept.max() == 65536
+    assert 10 < ops.add_dropout(None, x, 1 / 65536).eq(0).sum() < 60
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_cpu_draws_one_number_for_four_elements(residual: bool) -> None:
+    x = torch.rand(5, 3)
+    torch.manual_seed(3)
+    keep = dropout._keep_mask(x, 1 << 14)
+    torch.manual_seed(3)
+    y = ops.add_dropout(x if residual else None, x, 0.25)
+    torch.testing.assert_close(y, x * keep / 0.75 + (x if residual else 0))
+
+
+def test_a_residual_of_another_dtype_decides() -> None:
+    """As under autocast: the sum is taken in the wider one."""
+    torch.manual_seed(0)
+    residual, x = torch.full((1000,), 1.0), torch.full((1000,), 3.0, dtype=torch.bfloat16, requires_grad=True)
+    y = ops.add_dropout(residual, x, 0.25)
+    y.sum().backward()
+    assert y.dtype == torch.float32 and x.grad is not None and x.grad.dtype == torch.bfloat16
+    dropped = y.eq(1)
+    assert dropped.double().mean().item() == pytest.approx(0.25, abs=0.05)
+    torch.testing.assert_close(y[~dropped], torch.full_like(y[~dropped], 5.0))
+
+
+def test_dropout_refuses_a_second_derivative() -> None:
+    x = torch.ones(8, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(ops.add_dropout(None, x, 0.5).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

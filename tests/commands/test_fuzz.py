@@ -303,7 +303,7 @@ def test_damaged_dictionary_of_a_training(corpus: Corpus, tmp_path: Path) -> Non
 @given(content=st.binary(max_size=200) | st.text("ab:-{}[]&*!'\"\n \t#|%@,?1", max_size=60).map(str.encode))
 @example(content=b"x: !!python/object/apply:os.mkdir [executed]")
 @example(content=b"?")
-@settings(FILES, max_examples=30)
+@settings(FILES, max_examples=12)
 def test_random_bytes_as_a_config(content: bytes, tmp_path: Path) -> None:
     """Composed, or refused with a sentence; nothing in it is run."""
     (tmp_path / "x.yaml").write_bytes(content)

@@ -1,6 +1,8 @@
 """Every YAML under configs/ composes, and names an architecture with options that it has."""
 
 import argparse
+import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any, Dict, List
@@ -20,8 +22,13 @@ FILLED_IN = ["common.user_dir=/plugin", "task.data=/data", "checkpoint.save_dir=
 ARCHITECTURES = ["luna", "luna_base", "luna_base_tied", "luna_base_untied"]
 
 
-def _compose(path: Path, *overrides: str) -> Any:
+@functools.cache
+def _composed(path: Path, *overrides: str) -> Any:
     return load_config(path, *FILLED_IN, *overrides)
+
+
+def _compose(path: Path, *overrides: str) -> Any:
+    return copy.deepcopy(_composed(path, *overrides))
 
 
 @pytest.mark.parametrize("path", PRIMARY, ids=lambda path: path.stem)

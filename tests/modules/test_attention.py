@@ -238,7 +238,7 @@ def test_no_later_position_is_seen(length: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1.0, 8.0])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(8.0, marks=pytest.mark.long)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_layers_are_as_exact_as_softmax_attention(causal: bool, scale: float, dtype: torch.dtype) -> None:
     """With their projections, at 4,096 positions: at most twice its error.

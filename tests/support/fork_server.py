@@ -8,6 +8,7 @@ import contextlib
 import gc
 import importlib
 import importlib.metadata
+import inspect
 import io
 import json
 import logging
@@ -40,8 +41,22 @@ def preload() -> None:
         for name in PRELOADED:
             with contextlib.suppress(ModuleNotFoundError):  # an extra
                 importlib.import_module(name)
+        _fill_caches()
     root.setLevel(level)
     root.handlers[:] = handlers
+
+
+def _fill_caches() -> None:
+    """Let Hydra meet what fairseq writes for it, and inspect see every module: both remember, and are slow at first.
+
+    It changes nothing but the time.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    values = ["null", "1", "0.1", "1e-08", "True", "[0.1,1]", "'a/b-c_d'", "'(0.9, 0.999)'", "['a', 'b']", "{}", "''"]
+    keys = ["a", "a.b_c", "a._name"]
+    OverridesParser.create().parse_overrides([f"{key}={value}" for key in keys for value in values])
+    inspect.stack()
 
 
 class Server:

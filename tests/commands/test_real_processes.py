@@ -15,6 +15,7 @@ from support.forks import NAMES, REAL, commands
 from support.running import ADAM, ROOT, TINY, TRAIN, USER_DIR, Corpus, generate, logged, run_command, train
 
 
+@pytest.mark.long
 def test_a_training_and_a_translation_are_those_of_a_fork(corpus: Corpus, tmp_path: Path) -> None:
     """The same losses, weights and hypotheses; no warning is seen in a new interpreter either."""
     outputs = {}
@@ -30,7 +31,7 @@ def test_a_training_and_a_translation_are_those_of_a_fork(corpus: Corpus, tmp_pa
     assert all(torch.equal(weight, weights_[name]) for name, weight in weights.items())
 
 
-def test_the_plugin_s_own_command(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_plugin_s_own_command(tmp_path: Path) -> None:
     for real in (True, False):
         assert run_command("luna-fairseq", "user-dir", real=real) == f"{USER_DIR}\n"
         said = run_command(

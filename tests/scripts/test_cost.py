@@ -54,7 +54,7 @@ def _args(**changes: Any) -> Namespace:
     return Namespace(**{"vocabulary": 300, "length": 30, "check_tokens": 600, "gpus": None, **changes})
 
 
-@pytest.mark.parametrize("length", [9, 30, 300])
+@pytest.mark.parametrize("length", [pytest.param(9, marks=pytest.mark.long), 30, 300])
 @pytest.mark.parametrize(
     "model",
     [

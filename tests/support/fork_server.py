@@ -1,6 +1,6 @@
 """A process that has imported torch and fairseq, and forks for each command that it is asked for. See forks.py.
 
-``python fork_server.py SOCKET``: it prints a line when it is ready, and ends with its standard input.
+``python fork_server.py SOCKET``: it makes a file ``ready`` beside the socket, and ends with its standard input.
 """
 
 import atexit
@@ -226,7 +226,7 @@ if __name__ == "__main__":
     preload()
     gc.freeze()  # the garbage collector of a fork would copy what it only looks through
     server = Server(sys.argv[1])
-    print("ready", flush=True)
+    open(os.path.join(os.path.dirname(sys.argv[1]), "ready"), "x").close()
     wanted = server.serve()
     if wanted is not None:
         end(become(wanted, sys.argv[2]))

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import List
@@ -27,9 +28,14 @@ NAMES = (
 ).split()
 
 
-@cache
-def commands() -> Path:
-    """The folder of commands; the server is started when it is first asked for, and ends with this process."""
+_SHARED = "LUNA_TEST_COMMANDS"  # where the workers of pytest-xdist find the folder that start() has made
+
+
+def start() -> Path:
+    """Start the server, and make the folder of commands; both end with this process.
+
+    It takes the server seconds to be ready, which :func:`commands` waits for.
+    """
     folder = Path(tempfile.mkdtemp(prefix="luna-commands-"))
     owner = os.getpid()
     address, python_path = folder / "socket", os.environ.get("PYTHONPATH", "")
@@ -46,9 +52,9 @@ def commands() -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [sys.executable, str(HERE / "fork_server.py"), str(address), str(folder / "python")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
+        stdin=subprocess.PIPE, env=environment, start_new_session=True,
     )  # fmt: skip
-    assert server.stdin is not None and server.stdout is not None
+    assert server.stdin is not None
 
     def end() -> None:
         if os.getpid() == owner:  # and not a process that a test has forked
@@ -57,7 +63,18 @@ def commands() -> Path:
             shutil.rmtree(folder)
 
     atexit.register(end)
-    assert server.stdout.readline() == b"ready\n", "the fork server did not start"
+    os.environ[_SHARED] = str(folder)
+    return folder
+
+
+@cache
+def commands() -> Path:
+    """The folder of commands, when the server is ready; it is started here, unless the tests have one already."""
+    folder = Path(os.environ[_SHARED]) if _SHARED in os.environ else start()
+    deadline = time.monotonic() + 120
+    while not (folder / "ready").exists():
+        assert time.monotonic() < deadline, "the fork server did not start"
+        time.sleep(0.05)
     return folder
 
 

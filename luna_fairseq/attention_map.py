@@ -87,7 +87,7 @@ def attention_map(hub: Any, sentence: str, layer: int = -1) -> AttentionMap:
         layer: of the decoder, counted from 0; -1 is the last.
 
     Raises:
-        ValueError: if the model is no Luna, or has no such layer.
+        ValueError: if the model is not a Luna model, or has no such layer.
     """
     model = hub.models[0]
     if not isinstance(model, LunaModel):

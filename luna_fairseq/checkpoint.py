@@ -95,8 +95,8 @@ def check_tied_kv(
     Args:
         state_dict: of the checkpoint, with our names.
         model: what it is loaded into.
-        tie: how to get a model with one.
-        untie: how to get a model with two.
+        tie: what to change for a model with one matrix for both.
+        untie: what to change for a model with two matrices.
 
     Raises:
         CheckpointMismatch: naming the option.

@@ -76,7 +76,7 @@ def check_labels(labels: Iterable[int], num_classes: int, where: str, option: st
     for i, label in enumerate(labels):
         if not 0 <= label < num_classes:
             known = (
-                "is no number of a class, or not in the label dictionary,"
+                "is not the number of a class, or not in the label dictionary,"
                 if label < 0
                 else f"has number {label} (counted from 0)"
             )

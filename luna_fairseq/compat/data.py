@@ -10,7 +10,7 @@ from luna_fairseq.compat._replace import replaces, replaces_value
 from luna_fairseq.errors import DataError
 
 _NO_DICTIONARY = (
-    "{} is no dictionary, or a damaged one (each line is a symbol and a count, and no symbol comes twice): copy it "
+    "{} is not a dictionary, or is damaged (each line is a symbol and a count, and no symbol comes twice): copy it "
     "again, or run fairseq-preprocess again"
 )
 

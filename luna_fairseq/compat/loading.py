@@ -92,7 +92,7 @@ def explain_what_was_not_loaded(original: Any, path: str, *args: Any, **kwargs: 
         else:
             raise
     if "model" not in state:
-        raise CheckpointError(f"{path} is no checkpoint of fairseq: name a file that fairseq-train has written")
+        raise CheckpointError(f"{path} is not a checkpoint of fairseq: name a file that fairseq-train has written")
     return state
 
 

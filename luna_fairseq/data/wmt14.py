@@ -106,7 +106,7 @@ def take(archive: Path, members: dict[str, str], raw: Path) -> None:
                     continue
                 source = tar.extractfile(entry) if entry.isreg() else None
                 if source is None:
-                    raise PreparationError(f"{member} in {archive} is no plain file: get the archive again")
+                    raise PreparationError(f"{member} in {archive} is not a plain file: get the archive again")
                 with source, whole_file(raw / wanted.pop(member)) as temporary, open(temporary, "wb") as target:
                     if member.endswith(".sgm"):
                         target.writelines(f"{line}\n".encode() for line in segments(source))

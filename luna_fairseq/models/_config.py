@@ -211,7 +211,7 @@ def check_stack(cfg: Any, side: str, length: str = "projection_length") -> None:
 
 
 def check_probabilities(cfg: Any, *names: str) -> None:
-    """Refuse what is no probability.
+    """Refuse what is not a probability.
 
     Raises:
         ValueError: with the option and its value.

@@ -162,7 +162,7 @@ class LunaHubInterface(RobertaHubInterface):
 
         Returns:
             ``(the text filled in, probability, the piece)`` for each guess; a list of such lists for a list.
-            Control symbols are no guesses; the probabilities are over the whole dictionary.
+            Control symbols are never guessed; the probabilities are over the whole dictionary.
 
         Raises:
             ValueError: if ``<mask>`` is missing or there twice, for more symbols than the model has

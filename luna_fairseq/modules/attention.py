@@ -273,7 +273,8 @@ class LunaAttention(_LunaAttentionBase):
             averaged over theirs first.)
 
         Raises:
-            ValueError: if the rows of ``query`` are no multiple of those of P, or the weights are asked for too late.
+            ValueError: if the rows of ``query`` are not a multiple of those of P, or the weights are asked
+                for too late.
         """
         saved = self._saved(incremental_state)
         if saved:

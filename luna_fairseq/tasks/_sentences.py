@@ -77,7 +77,7 @@ class CheckedSentenceRankingTask(SentenceRankingTask):
         """Load a split.
 
         Raises:
-            DataError: if there are not enough candidates, or labels; for a label that is no number of a
+            DataError: if there are not enough candidates, or labels; for a label that is not the number of a
                 candidate.
         """
         for i in range(self.args.num_classes + 1):

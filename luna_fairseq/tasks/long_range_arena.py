@@ -273,7 +273,7 @@ class LRAImageTask(_LRATask):
 
         Raises:
             FileNotFoundError: if the folder does not exist.
-            ValueError: for a normalisation that is no mean and standard deviation.
+            ValueError: for a normalisation that is not a mean and a standard deviation.
         """
         check_folder(cfg.data)
         normalization = list(cfg.pixel_normalization)
@@ -288,8 +288,8 @@ class LRAImageTask(_LRATask):
 
         Raises:
             FileNotFoundError: if it does not exist.
-            DataError: for what is no grey value or no class, images of different or too large sizes, and more or
-                fewer labels than images.
+            DataError: for what is not a grey value, or not a class, images of different or too large sizes, and
+                more or fewer labels than images.
         """
         path = os.path.join(self.cfg.data, "input", f"{split}.src")
         label_path = os.path.join(self.cfg.data, "label", f"{split}.label")
@@ -321,7 +321,9 @@ def _read_pixels(path: str) -> np.ndarray:
             except ValueError:
                 values = np.empty(0, np.int64)
             if not len(values) == words > 0 or values.min() < 0 or values.max() > 255:
-                raise DataError(f"{path}, line {i}, is no list of grey values from 0 to 255: prepare the data again")
+                raise DataError(
+                    f"{path}, line {i}, is not a list of grey values from 0 to 255: prepare the data again"
+                )
             if images and words != len(images[0]):
                 raise DataError(
                     f"{path}, line {i}, has {words} pixels and line 1 has {len(images[0])}: prepare the data again"

@@ -253,7 +253,7 @@ def test_damaged_checkpoint_is_named_or_harmless(data: Any, what: str, tmp_path:
 )
 def test_something_else_as_a_checkpoint(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="is no checkpoint of fairseq"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of fairseq"):
         checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "x.pt"))
 
 
@@ -267,7 +267,7 @@ LINES = st.lists(
 def test_random_bytes_as_a_dictionary(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "dict.txt"
     path.write_bytes(content)
-    begins = said = f"{path} is no dictionary, or a damaged one"
+    begins = said = f"{path} is not a dictionary, or is damaged"
     try:
         dictionary = Dictionary.load(str(path))
     except DataError as error:
@@ -291,7 +291,7 @@ def test_damaged_dictionary_of_a_training(corpus: Corpus, tmp_path: Path) -> Non
                 (tmp_path / name).symlink_to(corpus.data / name)
     whole = (corpus.data / "dict.en.txt").read_text().splitlines(keepends=True)
     for content, message in (
-        (b"\x00\xff\xfe junk", f"{tmp_path}/dict.en.txt is no dictionary, or a damaged one"),
+        (b"\x00\xff\xfe junk", f"{tmp_path}/dict.en.txt is not a dictionary, or is damaged"),
         ("".join(whole[:12]).encode(), "and its dictionary ends at 15: the dictionary was cut short"),
     ):
         for lang in ("en", "de"):

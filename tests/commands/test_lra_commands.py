@@ -225,7 +225,7 @@ def test_bad_data(arena: Path, tmp_path: Path) -> None:
             _load(tmp_path, "lra-text").load_dataset("train")
     for images, classes, message in (
         ([[1, 2], [3]], [0, 1], "has 1 pixels and line 1 has 2"),
-        ([[1, 2], [3, 256]], [0, 1], "no list of grey values"),
+        ([[1, 2], [3, 256]], [0, 1], "is not a list of grey values"),
         ([[1, 2], [3, 4]], [0, 2], r"has number 2 .* --sentence-class-num is 2"),
         ([[1, 2], [3, 4]], [0], "has 1 labels for 2 examples"),
         ([[1] * 1027], [0], "has 1027 pixels and --max-positions is 1026"),

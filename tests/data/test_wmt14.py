@@ -46,7 +46,7 @@ def test_what_is_no_plain_file_is_refused(kind: bytes, tmp_path: Path) -> None:
     entry.type, entry.linkname = kind, str(tmp_path / "secret")
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
         tar.addfile(entry)
-    with pytest.raises(PreparationError, match=r"wanted in .* is no plain file"):
+    with pytest.raises(PreparationError, match=r"wanted in .* is not a plain file"):
         wmt14.take(tmp_path / "a.tgz", {"name": "wanted"}, tmp_path / "raw")
     assert not (tmp_path / "raw" / "name").exists()
 

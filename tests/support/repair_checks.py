@@ -117,7 +117,7 @@ def explain_what_was_not_loaded(folder: Path, patch: Patch) -> None:
     torch.save({"model": {}, "args": Evil(folder / "executed")}, folder / "evil.pt")
     torch.save({"weight": torch.ones(3)}, folder / "foreign.pt")
     (folder / "text.pt").write_text("text")
-    messages = {"evil": "that could run code", "foreign": "is no checkpoint of fairseq", "text": "is cut short or"}
+    messages = {"evil": "that could run code", "foreign": "is not a checkpoint of fairseq", "text": "is cut short or"}
     for name, message in messages.items():
         with pytest.raises(CheckpointError, match=message):
             checkpoint_utils.load_checkpoint_to_cpu(str(folder / f"{name}.pt"))
@@ -243,7 +243,7 @@ def name_the_dictionary(folder: Path, patch: Patch) -> None:
     path = folder / "dict.txt"
     for content in ("", "no count\n", "the 3\nthe 3\n"):
         path.write_text(content)
-        with pytest.raises(DataError, match=f"^{path} is no dictionary, or a damaged one"):
+        with pytest.raises(DataError, match=f"^{path} is not a dictionary, or is damaged"):
             Dictionary.load(str(path))
 
 

@@ -26,7 +26,9 @@ def read_csqa(path: Path) -> Iterator[Example]:
             answers = [f"A: {spaced(option['text'])}" for option in question["choices"]]
             stem = f"Q: {spaced(question['stem'])}"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PreparationError(f"{place} is no question with choices and answerKey: {one_line(error)}") from error
+            raise PreparationError(
+                f"{place} is not a question with choices and answerKey: {one_line(error)}"
+            ) from error
         if len(answers) != 5:
             raise PreparationError(f"{place} has {len(answers)} choices, and CommonsenseQA has 5: mend it")
         yield Example((stem, *answers), choice(answer, letters, place))

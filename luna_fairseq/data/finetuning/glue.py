@@ -82,7 +82,7 @@ def glue_label(task: GlueTask, label: str, place: str) -> str:
             return str(score / MOST_SIMILAR)
     except ValueError:
         pass
-    raise PreparationError(f"{place}: the label {label!r} is no number from 0 to {MOST_SIMILAR}: mend it")
+    raise PreparationError(f"{place}: the label {label!r} is not a number from 0 to {MOST_SIMILAR}: mend it")
 
 
 def read(args: argparse.Namespace, out: Output) -> str:

@@ -61,7 +61,7 @@ def parse(text: str) -> bytes:
     try:
         return bytes(NUMBERS[symbol] for symbol in text.split() if symbol not in "()")
     except KeyError as error:
-        raise ValueError(f"{error} is no symbol") from error
+        raise ValueError(f"{error} is not a symbol") from error
 
 
 def to_text(expression: bytes) -> str:
@@ -87,7 +87,7 @@ def read_published(path: Path) -> Iterator[tuple[bytes, int]]:
             value = evaluate(expression)
         except ValueError as error:
             raise PreparationError(
-                f"{path}, line {number} is no ListOps expression and its digit: {error}"
+                f"{path}, line {number} is not a ListOps expression and its digit: {error}"
             ) from error
         if str(value) != target:
             raise PreparationError(f"{path}, line {number} says {target!r}, and its expression is {value}: mend it")

@@ -403,7 +403,7 @@ def test_missing_folders_and_files(pieces: Path, tmp_path: Path) -> None:
     [
         ("SST-2", "the dog\tgood\n", "line 5: the label 'good' is none of 0, 1: mend it"),
         ("SST-2", "the dog\n", "line 5 has 1 columns and needs 2: mend it"),
-        ("STS-B", cells(10, "train", 3, c9="7"), "line 5: the label '7' is no number from 0 to 5: mend it"),
+        ("STS-B", cells(10, "train", 3, c9="7"), "line 5: the label '7' is not a number from 0 to 5: mend it"),
         ("QQP", cells(6, "train", 3, c5="yes"), "line 5: the label 'yes' is none of 0, 1: mend it"),
     ],
 )
@@ -431,7 +431,7 @@ def test_bad_files_of_race_and_csqa(pieces: Path, tmp_path: Path) -> None:
     (data / "train_rand_split.jsonl").write_text(csqa_line(0) + csqa_line(1, None))
     options = ["csqa", "--data", data, "--pieces", pieces, "--out", tmp_path / "out"]
     said = error(*options)
-    assert said.startswith(f"{data}/train_rand_split.jsonl, line 2 is no question with choices and answerKey")
+    assert said.startswith(f"{data}/train_rand_split.jsonl, line 2 is not a question with choices and answerKey")
     (data / "train_rand_split.jsonl").write_text(csqa_line(0) + csqa_line(1, "F"))
     said = error(*options)
     assert said == f"{data}/train_rand_split.jsonl, line 2: the label 'F' is none of A, B, C, D, E: mend it"

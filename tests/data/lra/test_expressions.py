@@ -117,9 +117,12 @@ def test_read_published(tmp_path: Path) -> None:
         ("", "does not begin with the line Source, Target: name a file of ListOps"),
         ("[MIN 4 2 ]\t2\n", "does not begin with the line Source, Target: name a file of ListOps"),
         ("Source\tTarget\n7\t7\n[MIN 4 2 ]\t4\n", "line 3 says '4', and its expression is 2: mend it"),
-        ("Source\tTarget\n[MIN 4 2\t4\n", "line 2 is no ListOps expression and its digit: it does not end where it"),
-        ("Source\tTarget\n[MIN 4 2 ]\n", "line 2 is no ListOps expression and its digit"),
-        ("Source\tTarget\n[MIN 4 x ]\t4\n", "line 2 is no ListOps expression and its digit: 'x' is no symbol"),
+        (
+            "Source\tTarget\n[MIN 4 2\t4\n",
+            "line 2 is not a ListOps expression and its digit: it does not end where it",
+        ),
+        ("Source\tTarget\n[MIN 4 2 ]\n", "line 2 is not a ListOps expression and its digit"),
+        ("Source\tTarget\n[MIN 4 x ]\t4\n", "line 2 is not a ListOps expression and its digit: 'x' is not a symbol"),
     ],
 )
 def test_wrong_files(content: str, message: str, tmp_path: Path) -> None:

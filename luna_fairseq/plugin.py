@@ -1,6 +1,7 @@
 """What ``--user-dir``, the hub or the import of a model sets off: fairseq is repaired, everything is registered."""
 
 import importlib
+from typing import Optional
 
 from luna_fairseq import compat
 
@@ -17,14 +18,21 @@ _REGISTERING = (
     "luna_fairseq.tasks.long_range_arena",
 )
 _begun = False
+_failure: Optional[BaseException] = None
 
 
 def load() -> None:
     """Load the plugin, once; further calls do nothing.
 
     ``luna_fairseq.models`` and ``luna_fairseq.tasks`` call it before any file of theirs is imported.
+
+    Raises:
+        Exception: whatever went wrong the first time, again with each call: fairseq cannot forget what was registered
+            until then.
     """
-    global _begun
+    global _begun, _failure
+    if _failure is not None:
+        raise _failure
     if _begun:  # or at work: the modules below import the packages that call this
         return
     _begun = True
@@ -32,6 +40,6 @@ def load() -> None:
         compat.prepare()
         for name in _REGISTERING:
             importlib.import_module(name)
-    except BaseException:
-        _begun = False
+    except BaseException as error:
+        _failure = error
         raise

@@ -19,7 +19,7 @@ DESCRIPTION = """What training did, of one or more runs, as one picture from fai
 A run is a folder with train.log, or a log, of fairseq-train or fairseq-hydra-train, in the format simple, tqdm or
 json. Validation is drawn with a line and points, training with a thin line. The time of an update is the run's
 median, so that pauses of the machine and restarts do not count; --words-per-second gives it instead, as measured by
-scripts/bench/training_speed.py.
+python -m scripts.bench.training_speed in a clone.
 """
 PANELS = {
     "loss": "loss, bits", "ppl": "perplexity", "accuracy": "accuracy, %", "bleu": "BLEU", "lr": "learning rate",
@@ -141,7 +141,11 @@ def summary(run: Run, speed: float) -> str:
         for split, values in lines_of(run, panel)
         if split == "valid"
     ]
-    return f"{run.name}: {', '.join(said) or 'no validation yet'}; {run.seconds(speed):.2f} s an update"
+    try:
+        time = f"; {run.seconds(speed):.2f} s an update"
+    except ValueError:  # a log of a validation alone, which can be drawn against updates
+        time = ""
+    return f"{run.name}: {', '.join(said) or 'no validation yet'}{time}"
 
 
 def _plot(args: argparse.Namespace, speeds: Sequence[float]) -> None:

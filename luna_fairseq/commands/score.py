@@ -50,8 +50,15 @@ def score(reference: Sequence[str], translations: Sequence[str], language: str) 
 
 
 def read(path: Path) -> list[str]:
-    """The lines of a file."""
-    return need_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    """The lines of a file.
+
+    Raises:
+        PreparationError: if there is none, or it is not UTF-8.
+    """
+    try:
+        return need_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise PreparationError(f"{path} is not UTF-8: convert the file") from error
 
 
 def main(prog: str, arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def run(script: str, prepare: Callable[[], None]) -> int:
+def run(prog: str, prepare: Callable[[], None]) -> int:
     """Call ``prepare``; errors of the user or of the system are one line on stderr. Returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -23,14 +23,14 @@ def run(script: str, prepare: Callable[[], None]) -> int:
     try:
         prepare()
     except PreparationError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        print(f"{script}: {error.strerror or error}{place}", file=sys.stderr)
+        print(f"{prog}: {error.strerror or error}{place}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{script}: interrupted: run the same command again", file=sys.stderr)
+        print(f"{prog}: interrupted: run the same command again", file=sys.stderr)
         return 130
     return 0
 

@@ -124,7 +124,8 @@ def take(archive: Path, members: dict[str, str], raw: Path) -> None:
 def read_checksums(path: Path) -> dict[str, str]:
     """File name -> ``sha256:HEX``, from a file that sha256sum wrote."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # What is not UTF-8 matches no line below, and is named.
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not (match := re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)):
             raise PreparationError(f"{path}, line {number}: {line[:40]!r} is not a line of sha256sum")
         found[match[2].rsplit("/", 1)[-1]] = f"sha256:{match[1]}"

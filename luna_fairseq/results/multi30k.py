@@ -79,6 +79,11 @@ def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog=prog, description="What scripts/multi30k.sh has trained, in Markdown.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
-    parser.add_argument("--configs", type=Path, default=Path("configs/translation"), help="where they are")
+    parser.add_argument(
+        "--configs",
+        type=Path,
+        default=Path("configs/translation"),
+        help="their folder, from a clone of the project (default: %(default)s)",
+    )
     args = parser.parse_args(arguments)
     return run(prog, lambda: print(table(args.out, args.configs)))

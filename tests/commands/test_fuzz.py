@@ -300,7 +300,10 @@ def test_damaged_dictionary_of_a_training(corpus: Corpus, tmp_path: Path) -> Non
         assert not list((tmp_path / "save").glob("*.pt"))
 
 
-@given(content=st.binary(max_size=200) | st.text("ab:-{}[]&*!'\"\n \t#|%@,?1", max_size=60).map(str.encode))
+CONFIGS = st.binary(max_size=200) | st.text("ab:-{}[]&*!'\"\n \t#|%@,?1", max_size=60).map(str.encode)
+
+
+@given(content=CONFIGS)
 @example(content=b"x: !!python/object/apply:os.mkdir [executed]")
 @example(content=b"?")
 @settings(FILES, max_examples=12)
@@ -314,6 +317,13 @@ def test_random_bytes_as_a_config(content: bytes, tmp_path: Path) -> None:
             found = f"{error}{error.__cause__ or ''}"  # Hydra prints the cause if it has none of its own
     assert isinstance(found, DictConfig | str) and found != ""
     assert not Path("executed").exists()
+
+
+@pytest.mark.long
+@given(content=CONFIGS)
+@settings(FILES, max_examples=30)
+def test_more_random_bytes_as_a_config(content: bytes, tmp_path: Path) -> None:
+    test_random_bytes_as_a_config.hypothesis.inner_test(content, tmp_path)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,11 @@ def test_whole_words_are_masked_whole(lm_corpus: LMCorpus) -> None:
     assert split_words > 50, "the test has no words of several pieces"
 
 
-@pytest.mark.parametrize(
-    "head", ["sentence_classification_head", "pooling_classification_head", "attention_classification_head"]
-)
+# fairseq's own head: the long tests have it.
+USUAL_HEAD = pytest.param("sentence_classification_head", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("head", [USUAL_HEAD, "pooling_classification_head", "attention_classification_head"])
 def test_fine_tune_every_head(lm_corpus: LMCorpus, pretrained: Path, tmp_path: Path, head: str) -> None:
     data = lm_corpus.folder / "pairs"
     flags = [*PAIRS, "--classification-head-name", head, "--restore-file", pretrained / "checkpoint_last.pt"]
@@ -174,7 +176,7 @@ def test_fine_tune_every_head(lm_corpus: LMCorpus, pretrained: Path, tmp_path: P
     assert_close(luna.predict(head, [pair], return_logits=True), want, "from text")
 
 
-@pytest.mark.parametrize("head", ["sentence_classification_head", "attention_classification_head"])
+@pytest.mark.parametrize("head", [USUAL_HEAD, "attention_classification_head"])
 def test_multiple_choice(lm_corpus: LMCorpus, pretrained: Path, tmp_path: Path, head: str) -> None:
     output = train_bert(
         *(lm_corpus.folder / "choice", tmp_path, *CHOICE, *START_FRESH, "--max-option-length", "9"),

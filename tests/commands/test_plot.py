@@ -66,9 +66,13 @@ def test_picture(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an extra of the scripts, not of the tests")
     (tmp_path / "valid.log").write_text(LOG.splitlines()[1])
+    output = ["--output", tmp_path / "a.svg"]
     for name, message in (
         ("none.log", f"[Errno 2] No such file or directory: '{tmp_path}/none.log'"),
         ("valid.log", "the log of valid says no ups of a training: name one with more updates"),
     ):
-        said = run_command("luna-fairseq", "plot", tmp_path / name, "--output", tmp_path / "a.svg", code=1)
+        said = run_command("luna-fairseq", "plot", tmp_path / name, *output, "--against", "minutes", code=1)
         assert said == f"luna-fairseq plot: {message}\n"
+        assert not (tmp_path / "a.svg").exists()
+    said = run_command("luna-fairseq", "plot", tmp_path / "valid.log", *output)
+    assert said.endswith(f"\nwrote {tmp_path}/a.svg\n") and "s an update" not in said

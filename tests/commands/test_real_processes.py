@@ -1,8 +1,10 @@
 """Every command once in a new interpreter, and that a fork of one (support/forks.py) does the same."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -132,3 +134,21 @@ def test_a_fork_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
     while Path(f"/proc/{process}").exists():
         assert time.monotonic() < deadline, "the fork outlived it"
         time.sleep(0.01)
+
+
+def test_whoever_asks_may_be_killed_at_any_moment() -> None:
+    """Before a word, in the middle of a request, and behind it: the server serves on."""
+    address = str(commands() / "socket")
+    environment = dict(os.environ)
+    request = {
+        **{"command": "python", "path": "python", "arguments": ["-c", "import time; time.sleep(60)"], "ignored": []},
+        **{"environment": environment, "folder": "/", "umask": 0o22},
+    }
+    content = json.dumps(request).encode()
+    for sent in (None, b"", content[:10], content):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+            if sent is not None:
+                socket.send_fds(client, [len(content).to_bytes(8, "little")], [0, 1, 2])
+                client.sendall(sent)
+    assert run_command("luna-fairseq", "user-dir") == f"{USER_DIR}\n"

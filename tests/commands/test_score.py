@@ -9,6 +9,7 @@ from typing import Tuple
 import pytest
 
 from luna_fairseq.commands.score import main, tokenised
+from support.running import run_command
 
 
 def _sacrebleu(folder: Path, *options: str) -> Tuple[float, str]:
@@ -32,3 +33,9 @@ def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hyp").write_text("Der Katzen-Hund läuft heute .\n")
     assert main("it", [str(tmp_path / "ref"), str(tmp_path / "hyp")]) == 1
     assert "give a translation of every sentence" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"\xfc\n")
+    said = run_command("luna-fairseq", "score", tmp_path / "latin", tmp_path / "latin", code=1)
+    assert said == f"luna-fairseq score: {tmp_path}/latin is not UTF-8: convert the file\n"

@@ -192,7 +192,10 @@ LRA_SIZES = {
 
 @pytest.mark.parametrize(
     "arch",
-    [*(f"luna_lra_{size}" for size in LRA_SIZES), *(f"transformer_lra_{size}" for size in list(LRA_SIZES)[:-1])],
+    [
+        *(f"luna_lra_{size}" for size in LRA_SIZES),
+        *(pytest.param(f"transformer_lra_{size}", marks=pytest.mark.long) for size in list(LRA_SIZES)[:-1]),
+    ],
 )
 def test_a_long_range_arena_architecture_is_the_same_on_both_command_lines(arch: str) -> None:
     layers, _, size = arch.split("_")

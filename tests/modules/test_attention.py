@@ -237,7 +237,7 @@ def test_no_later_position_is_seen(length: int) -> None:
     assert not torch.allclose(before[:, length // 2 :], after[:, length // 2 :])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.long), torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, pytest.param(8.0, marks=pytest.mark.long)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_layers_are_as_exact_as_softmax_attention(causal: bool, scale: float, dtype: torch.dtype) -> None:

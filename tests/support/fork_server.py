@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import warnings
-from typing import Any, Callable, Dict, NoReturn, Optional
+from typing import Any, Callable, Dict, List, NoReturn, Optional
 
 # Not luna_fairseq, which a command loads for itself, nor fairseq's commands, which set up the logging.
 PRELOADED = (
@@ -96,17 +96,28 @@ class Server:
                     self.finish(key.fd)
 
     def accept(self) -> Optional[Dict[str, Any]]:
-        """Fork for the next request; returns it in the child."""
+        """Fork for the next request; returns it in the child.
+
+        Whoever asks may be killed at any moment: that must not end the server, which others need.
+        """
         client, _ = self.listener.accept()
-        client.settimeout(30)
-        size, descriptors, _, _ = socket.recv_fds(client, 8, 3)
+        client.settimeout(10)
+        descriptors: List[int] = []
         content = b""
-        while len(content) < int.from_bytes(size, "little"):
-            block = client.recv(1 << 20)
-            if not block:  # killed while it asked
-                client.close()
-                return None
-            content += block
+        try:
+            size, descriptors, _, _ = socket.recv_fds(client, 8, 3)
+            whole = len(size) == 8 and len(descriptors) == 3
+            while whole and len(content) < int.from_bytes(size, "little"):
+                block = client.recv(1 << 20)
+                whole = bool(block)
+                content += block
+        except OSError:
+            whole = False
+        if not whole:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            client.close()
+            return None
         pid = os.fork()
         if pid == 0:
             for target, descriptor in enumerate(descriptors):
@@ -121,7 +132,8 @@ class Server:
             return json.loads(content)
         for descriptor in descriptors:
             os.close(descriptor)
-        client.sendall(b"%d\n" % pid)
+        with contextlib.suppress(OSError):  # killed meanwhile: its end of the connection tells
+            client.sendall(b"%d\n" % pid)
         process = os.pidfd_open(pid)
         self.clients[client], self.children[process] = pid, client
         self.selector.register(process, selectors.EVENT_READ, "child")
@@ -224,6 +236,9 @@ def end(work: Callable[[], Any]) -> NoReturn:
 
 if __name__ == "__main__":
     preload()
+    # What a fork compiles the next one reads, in this run of the tests alone, wherever Python may leave bytecode.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.path.join(os.path.dirname(sys.argv[1]), "bytecode")
     gc.freeze()  # the garbage collector of a fork would copy what it only looks through
     server = Server(sys.argv[1])
     open(os.path.join(os.path.dirname(sys.argv[1]), "ready"), "x").close()

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from fairseq.data import Dictionary, TokenBlockDataset, data_utils
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 
 from luna_fairseq.data.pieces import SentencePieceEncoder
+from support.forks import REAL
 from support.gpt2_files import tiny_gpt2
 from support.running import run_command
 
@@ -235,7 +235,7 @@ def test_unfinished_shards_are_done_again(text: Path, out: Path, tmp_path: Path)
 @pytest.mark.parametrize("moment", [".work/plan.json", ".work/shard1.json", "data-bin/shard0"])
 def test_killed_and_run_again(moment: str, text: Path, out: Path, tmp_path: Path) -> None:
     again = tmp_path / "out"
-    command = [Path(sys.executable).parent / "luna-fairseq", "prepare", "corpus", *usual(text, again)]
+    command = [REAL / "luna-fairseq", "prepare", "corpus", *usual(text, again)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=env, start_new_session=True)

@@ -20,6 +20,7 @@ from luna_fairseq.data.lra import pathfinder
 from luna_fairseq.data.lra.cifar10 import read_batch
 from luna_fairseq.data.lra.expressions import evaluate, parse
 from luna_fairseq.data.lra.pathfinder_image import generate
+from support.forks import REAL
 
 EVERY_BYTE = bytes(range(256))
 BYTES = [str(number) for number in range(256)]
@@ -154,7 +155,7 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
     assert "train: 12 examples" in prepare(*usual, "--smoke", "--workers", 1)
     assert len(labels(out / "smoke", "valid")) == 12
 
-    program = Path(sys.executable).parent / "luna-fairseq"
+    program = REAL / "luna-fairseq"
     command = [program, "prepare", "listops", "--out", out, "--workers", 2]
     # A terminal tells the workers, too.
     pipes: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -59,7 +59,7 @@ def dispatch(prog: str, description: str, commands: Dict[str, Command], argument
     for name, command in commands.items():
         choices.add_parser(name, help=command.help)
     parser.parse_args(arguments)
-    return 2
+    parser.error("name the command first")
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -67,7 +67,3 @@ def main(arguments: Optional[List[str]] = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
     return dispatch("luna-fairseq", "Tools around Luna for fairseq.", COMMANDS, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

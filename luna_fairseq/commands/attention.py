@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import List
 
-from luna_fairseq.commands._errors import run
+from luna_fairseq.console import run
 
 
 def _attention(args: argparse.Namespace) -> None:
@@ -43,4 +43,4 @@ def main(prog: str, arguments: List[str]) -> int:
     parser.add_argument("--layer", type=int, default=-1, help="of the decoder, from 0; -1 is the last")
     parser.add_argument("--output", help="a picture, .png or .svg (needs matplotlib); numbered if there are more")
     args = parser.parse_args(arguments)
-    return run("luna-fairseq", lambda: _attention(args))
+    return run(prog, lambda: _attention(args), RuntimeError, ValueError)

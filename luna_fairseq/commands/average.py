@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import List
 
-from luna_fairseq.commands._errors import run
+from luna_fairseq.console import run
 
 
 def _average(args: argparse.Namespace) -> None:
@@ -56,4 +56,4 @@ def main(prog: str, arguments: List[str]) -> int:
     )
     parser.add_argument("--checkpoint-upper-bound", type=int, metavar="K", help="none later than epoch (or update) K")
     args = parser.parse_args(arguments)
-    return run("luna-fairseq", lambda: _average(args))
+    return run(prog, lambda: _average(args), RuntimeError, ValueError)

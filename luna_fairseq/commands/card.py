@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import List
 
-from luna_fairseq.commands._errors import run
+from luna_fairseq.console import run
 
 
 def _card(args: argparse.Namespace) -> None:
@@ -39,4 +39,4 @@ def main(prog: str, arguments: List[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--test-set", default="test", metavar="NAME", help="what they were measured on")
     args = parser.parse_args(arguments)
-    return run("luna-fairseq", lambda: _card(args))
+    return run(prog, lambda: _card(args), RuntimeError, ValueError)

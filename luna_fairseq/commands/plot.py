@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
-from luna_fairseq.commands import _errors
+from luna_fairseq import console
 from luna_fairseq.pictures import load_pyplot
 
 DESCRIPTION = """What training did, of one or more runs, as one picture from fairseq's own logs.
@@ -171,4 +171,4 @@ def main(prog: str, arguments: List[str]) -> int:
     speeds = args.words_per_second or [0.0] * len(args.runs)
     if len(speeds) != len(args.runs):
         parser.error(f"{len(speeds)} speeds for {len(args.runs)} runs: give one for each")
-    return _errors.run(prog, lambda: _plot(args, speeds))
+    return console.run(prog, lambda: _plot(args, speeds), ValueError)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from luna_fairseq.data.console import run
+from luna_fairseq.console import run
 from luna_fairseq.data.files import need_file
 from luna_fairseq.errors import PreparationError
 

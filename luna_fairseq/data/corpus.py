@@ -27,8 +27,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from luna_fairseq.console import positive, progress, run
 from luna_fairseq.data.binarise import binarise
-from luna_fairseq.data.console import positive, progress, run
 from luna_fairseq.data.documents import Block, deal, scan
 from luna_fairseq.data.files import (
     BLOCK_BYTES,

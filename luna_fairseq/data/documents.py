@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from luna_fairseq.data.console import progress
+from luna_fairseq.console import progress
 from luna_fairseq.data.files import BLOCK_BYTES, read_lines
 from luna_fairseq.data.pieces import Sample
 from luna_fairseq.errors import PreparationError

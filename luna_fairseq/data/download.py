@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from luna_fairseq.data.console import one_line, progress
+from luna_fairseq.console import one_line, progress
 from luna_fairseq.data.files import BLOCK_BYTES
 from luna_fairseq.errors import PreparationError
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from luna_fairseq.data.console import positive, run
+from luna_fairseq.console import positive, run
 from luna_fairseq.data.files import need_file
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.pieces import SentencePieceEncoder, train_sentencepiece

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from luna_fairseq.data.console import one_line
+from luna_fairseq.console import one_line
 from luna_fairseq.data.files import need_file
 from luna_fairseq.errors import PreparationError
 

@@ -26,8 +26,8 @@ from typing import Any
 
 import regex
 
+from luna_fairseq.console import positive, progress, run
 from luna_fairseq.data.binarise import binarise
-from luna_fairseq.data.console import positive, progress, run
 from luna_fairseq.data.files import count_lines, need_file, whole_folder, write_json
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.recipes import RECIPES, Recipe, lines_of

@@ -22,7 +22,7 @@ from typing import IO
 
 from sacrebleu.dataset import DATASETS
 
-from luna_fairseq.data.console import one_line, run
+from luna_fairseq.console import one_line, run
 from luna_fairseq.data.download import download, verify
 from luna_fairseq.data.files import BLOCK_BYTES, count_lines, whole_file
 from luna_fairseq.errors import PreparationError

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any, List
 
-from luna_fairseq.commands._errors import run
+from luna_fairseq.console import run
 from luna_fairseq.errors import DataError
 from luna_fairseq.results.runs import NOT_RUN, header, parameters, perplexities, read_json, row
 
@@ -86,4 +86,4 @@ def main(prog: str, arguments: List[str]) -> int:
         help="their folder, from a clone of the project (default: %(default)s)",
     )
     args = parser.parse_args(arguments)
-    return run(prog, lambda: print(table(args.out, args.configs)))
+    return run(prog, lambda: print(table(args.out, args.configs)), ValueError)

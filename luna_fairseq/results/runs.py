@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Dict, List
 
-from luna_fairseq.commands._errors import run
+from luna_fairseq.console import run
 from luna_fairseq.errors import DataError
 
 NOT_RUN = "not run"
@@ -67,4 +67,4 @@ def print_table(prog: str, arguments: List[str], description: str, table: Callab
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
     args = parser.parse_args(arguments)
-    return run(prog, lambda: print(table(args.out)))
+    return run(prog, lambda: print(table(args.out)), ValueError)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional
 
-from luna_fairseq.commands._errors import run
+from luna_fairseq.console import run
 from luna_fairseq.results.runs import NOT_RUN, header, read_json, row
 
 
@@ -74,4 +74,4 @@ def main(prog: str, arguments: List[str]) -> int:
     parser.add_argument("--tag", default="", help="only the runs of this TAG")
     args = parser.parse_args(arguments)
     kind = f"{args.recipe}-{args.tag}" if args.tag else args.recipe
-    return run(prog, lambda: print(table(args.out, kind)))
+    return run(prog, lambda: print(table(args.out, kind)), ValueError)

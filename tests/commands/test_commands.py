@@ -208,7 +208,7 @@ def test_attention_map(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     assert said.startswith(f"the old cat\n{last.translation}\n{last}\n") and "DEBUG" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == pictures
     said = run_command("luna-fairseq", "attention", *options, "--layer", 7, "the old cat", code=1)
-    assert said == "luna-fairseq: --layer is 7 and the decoder has 2 layers: take 0 to 1, or -1\n"
+    assert said == "luna-fairseq attention: --layer is 7 and the decoder has 2 layers: take 0 to 1, or -1\n"
 
 
 def test_replace_unknown_words_by_the_aligned_source_word(corpus: Corpus, trained: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_the_plugin_s_own_command(tmp_path: Path) -> None:
         said = run_command(
             "luna-fairseq", "average", "--inputs", tmp_path / "no.pt", "--output", "x", code=1, real=real
         )
-        assert said.splitlines()[-1].startswith("luna-fairseq: ") and "Traceback" not in said
+        assert said.splitlines()[-1].startswith("luna-fairseq average: ") and "Traceback" not in said
 
 
 @pytest.mark.long

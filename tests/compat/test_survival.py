@@ -216,5 +216,5 @@ def test_average_on_a_full_disk(whole: Path, tmp_path: Path, capsys: pytest.Capt
     output.write_bytes(b"the old one")
     (tmp_path / "average.pt.tmp").symlink_to("/dev/full")
     assert cli.main(["average", "--inputs", str(whole / "checkpoint_1_2.pt"), "--output", str(output)]) == 1
-    assert f"luna-fairseq: {output} was not written (No space left on device)" in capsys.readouterr().err
+    assert f"luna-fairseq average: {output} was not written (No space left on device)" in capsys.readouterr().err
     assert output.read_bytes() == b"the old one" and [path.name for path in tmp_path.iterdir()] == ["average.pt"]

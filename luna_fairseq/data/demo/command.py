@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from luna_fairseq.data.console import positive, run
+from luna_fairseq.console import positive, run
 from luna_fairseq.data.demo.corpus import generate, words
 from luna_fairseq.data.files import whole_file
 from luna_fairseq.errors import PreparationError

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from luna_fairseq.data.console import run
+from luna_fairseq.console import run
 from luna_fairseq.data.files import copy_file, digest, listing
 from luna_fairseq.data.finetuning.output import Output
 from luna_fairseq.data.pieces import DICTIONARY, Pieces

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from luna_fairseq.data.console import one_line
+from luna_fairseq.console import one_line
 from luna_fairseq.data.files import need_file, read_lines
 from luna_fairseq.data.finetuning import command
 from luna_fairseq.data.finetuning.choices import choice, spaced

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from luna_fairseq.data.console import one_line, positive
+from luna_fairseq.console import one_line, positive
 from luna_fairseq.data.finetuning import command
 from luna_fairseq.data.finetuning.choices import choice, spaced
 from luna_fairseq.data.finetuning.output import Example, Output

@@ -6,7 +6,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from luna_fairseq.data.console import one_line
+from luna_fairseq.console import one_line
 from luna_fairseq.data.files import need_file
 from luna_fairseq.errors import PreparationError
 

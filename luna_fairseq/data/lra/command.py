@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from luna_fairseq.data.console import positive, run
+from luna_fairseq.console import positive, run
 from luna_fairseq.data.lra.dataset import SMOKE_EXAMPLES, SPLITS, Dataset, need_folder
 from luna_fairseq.data.lra.output import Pixels, Tally, Tokens
 from luna_fairseq.data.settings import fill_folder

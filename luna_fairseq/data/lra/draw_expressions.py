@@ -13,7 +13,7 @@ from itertools import count
 
 import numpy as np
 
-from luna_fairseq.data.console import progress
+from luna_fairseq.console import progress
 from luna_fairseq.data.lra.expressions import DIGITS, END_NUMBER, FIRST_DIGIT, OPERATORS, evaluate
 from luna_fairseq.data.workers import in_order
 from luna_fairseq.errors import PreparationError

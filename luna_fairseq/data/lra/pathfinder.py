@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from luna_fairseq.data.console import one_line, progress
+from luna_fairseq.console import one_line, progress
 from luna_fairseq.data.files import listing
 from luna_fairseq.data.lra import command, pathfinder_image
 from luna_fairseq.data.lra.dataset import (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luna_fairseq.data.console import positive
+from luna_fairseq.console import positive
 from luna_fairseq.data.files import listing
 from luna_fairseq.data.lra import command
 from luna_fairseq.data.lra.dataset import SMOKE_EXAMPLES, Dataset, Example, Splits, need_folder

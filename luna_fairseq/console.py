@@ -1,11 +1,11 @@
-"""How a data tool talks: progress, interruption, errors in one sentence, options."""
+"""How a command talks: progress, interruption, errors in one sentence, options."""
 
 import argparse
 import io
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Tuple, Type
 
 from luna_fairseq.errors import PreparationError
 
@@ -15,14 +15,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def run(prog: str, prepare: Callable[[], None]) -> int:
-    """Call ``prepare``; errors of the user or of the system are one line on stderr. Returns the exit code."""
+def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
+    """Do the work of a command; errors of the user or of the system are one line on stderr.
+
+    Args:
+        prog: what was typed, which begins that line.
+        work: the work.
+        errors: what else tells the user what to change; anything else ends with a traceback.
+
+    Returns:
+        the exit code.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a file shows what is done, too
+    known: Tuple[Type[Exception], ...] = (PreparationError, *errors)
     try:
-        prepare()
-    except PreparationError as error:
+        work()
+    except known as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     except OSError as error:

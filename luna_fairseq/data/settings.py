@@ -23,6 +23,23 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
+def begun(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether OUT was begun, with these settings; False if nothing is there.
+
+    Raises:
+        PreparationError: if it was begun with others, or holds something else.
+    """
+    # A smoke run is inside OUT, and may be there before it.
+    there = [path for path in (out.iterdir() if out.is_dir() else ()) if not _is_smoke(path)]
+    if out / SETTINGS in there:
+        check_settings(out / SETTINGS, settings)
+    elif there:
+        raise PreparationError(
+            f"{out} has a {there[0].name} that luna-fairseq prepare did not make: name another --out"
+        )
+    return bool(there)
+
+
 def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable[[Path], str]) -> None:
     """Make OUT, or see that it is there.
 
@@ -33,16 +50,9 @@ def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable
         fill: writes everything to the folder that it gets; returns options of fairseq-train.
     """
     out = (out / SMOKE if smoke else out).resolve()
-    # A smoke run is inside OUT, and may be there before it.
-    there = [path for path in (out.iterdir() if out.is_dir() else ()) if not _is_smoke(path)]
-    if out / SETTINGS in there:
-        check_settings(out / SETTINGS, settings)
+    if begun(out, settings):
         print(f"already prepared: {out}")
         return
-    if there:
-        raise PreparationError(
-            f"{out} has a {there[0].name} that luna-fairseq prepare did not make: name another --out"
-        )
     with whole_folder(out) as temporary:
         options = fill(temporary)
         write_json(temporary / SETTINGS, settings)

@@ -31,7 +31,7 @@ from luna_fairseq.data.binarise import binarise
 from luna_fairseq.data.files import count_lines, need_file, whole_folder, write_json
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.recipes import RECIPES, Recipe, lines_of
-from luna_fairseq.data.settings import SETTINGS, SMOKE, check_settings
+from luna_fairseq.data.settings import SETTINGS, SMOKE, begun
 from luna_fairseq.data.workers import in_order
 from luna_fairseq.errors import PreparationError
 
@@ -77,10 +77,7 @@ class Preparation:
     def __call__(self) -> None:
         """Do what is not done yet."""
         settings = self.settings()
-        if (self.out / SETTINGS).exists():
-            check_settings(self.out / SETTINGS, settings)
-        elif self.out.is_dir() and any(path.name != SMOKE for path in self.out.iterdir()):
-            raise PreparationError(f"{self.out} has files that luna-fairseq prepare did not make: name another --out")
+        begun(self.out, settings)
         global _recipe
         _recipe = RECIPES[self.args.recipe](self.out, self.languages)
         self.out.mkdir(parents=True, exist_ok=True)

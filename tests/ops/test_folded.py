@@ -1,6 +1,6 @@
 """Attention with folded projections against attention after projecting."""
 
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 import torch
@@ -40,13 +40,16 @@ def _padding(sizes: Tuple[int, int], padded: bool) -> Optional[Tensor]:
     return ops.key_mask(torch.rand(*sizes) < 0.4) if padded else None  # also rows that are padding from end to end
 
 
-@given(
+CASES: Dict[str, Any] = dict(
     sizes=SIZES,
     bias=st.booleans(),
     padded=st.booleans(),
     p=st.sampled_from([0.0, 0.125, 0.5]),
     seed=st.integers(0, 99),
 )
+
+
+@given(**CASES)
 @settings(max_examples=60, deadline=None)
 def test_unpack(sizes: Tuple[int, ...], bias: bool, padded: bool, p: float, seed: int) -> None:
     torch.manual_seed(seed)
@@ -68,13 +71,7 @@ def test_unpack(sizes: Tuple[int, ...], bias: bool, padded: bool, p: float, seed
     )
 
 
-@given(
-    sizes=SIZES,
-    bias=st.booleans(),
-    padded=st.booleans(),
-    p=st.sampled_from([0.0, 0.125, 0.5]),
-    seed=st.integers(0, 99),
-)
+@given(**CASES)
 @settings(max_examples=60, deadline=None)
 def test_pack(sizes: Tuple[int, ...], bias: bool, padded: bool, p: float, seed: int) -> None:
     torch.manual_seed(seed)

@@ -196,7 +196,8 @@ def test_interrupt_while_workers_start() -> None:
     """Python drops an interrupt that comes in the middle of a fork."""
     code = (
         "import os, signal\n"
-        "from luna_fairseq.data import console, workers\n"
+        "from luna_fairseq import console\n"
+        "from luna_fairseq.data import workers\n"
         "os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
         "def prepare(): print(list(workers.in_order(abs, [(-1,)], workers=2)))\n"
         "raise SystemExit(console.run('it', prepare))"

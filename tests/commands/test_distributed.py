@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from luna_fairseq.compat.commands import check_device, check_optimizer_modes, check_processes
 from luna_fairseq.optim.apollo import FairseqApollo, FairseqApolloConfig
+from support.forks import REAL
 from support.models import make_bert, make_model
 from support.running import APOLLO, ROOT, USER_DIR, Corpus, LMCorpus, logged, run_command, train
 
@@ -57,7 +57,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def start_script(script: str, out: Path, data: Any, config: str, *options: str, **variables: Any) -> Job:
         values = {"CONFIG": config, "DATA": data, "OUT": out, "CPU": 1, **variables}
-        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        env = {**os.environ, "PATH": f"{REAL}:{os.environ['PATH']}"}
         env.update({name: str(value) for name, value in values.items()})
         command = [str(ROOT / "scripts" / script), *options]
         jobs.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
@@ -295,7 +295,7 @@ def test_two_machines(corpus: Corpus, start: Start, tmp_path: Path) -> None:
     record, job = tmp_path / "record", _free_port() - 20000
     output = _finish(
         start("slurm.sh", out, corpus.data, *options, NODES=2, GPUS=1, CPUS=1, TIME="1:00:00", SMOKE="",
-               SBATCH="--partition long", PATH=f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+               SBATCH="--partition long", PATH=f"{programs}:{REAL}:{os.environ['PATH']}",
                RECORD=record, JOB=job)
     )  # fmt: skip
     assert "training on 2 devices" in output and "Loaded checkpoint" in output

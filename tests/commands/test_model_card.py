@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 from luna_fairseq.cli import main
 from luna_fairseq.model_card import END, START
 from luna_fairseq.models.luna import LunaModel
+from support.forks import commands
 from support.running import Corpus, train
 
 
@@ -73,7 +73,7 @@ def test_scores(run: Path, tmp_path: Path) -> None:
     assert "None yet" in empty
     (tmp_path / "ref").write_text("ein Hund sieht das alte Haus\nein Mann findet die Katze\n")
     (tmp_path / "hyp").write_text("ein Hund sieht das alte Haus\nein Mann findet rot die\n")
-    command = [Path(sys.executable).parent / "sacrebleu", tmp_path / "ref", "-i", tmp_path / "hyp", "-m"]
+    command = [commands() / "sacrebleu", tmp_path / "ref", "-i", tmp_path / "hyp", "-m"]
     for name, metrics in (("one.json", ["bleu"]), ("two.json", ["bleu", "chrf"])):
         printed = subprocess.run([*command, *metrics], capture_output=True, text=True, check=True).stdout
         (tmp_path / name).write_text(printed)

@@ -2,19 +2,19 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Tuple
 
 import pytest
 
 from luna_fairseq.commands.score import main, tokenised
+from support.forks import commands
 from support.running import run_command
 
 
 def _sacrebleu(folder: Path, *options: str) -> Tuple[float, str]:
     """The score of ``folder/hyp`` by the command, and its signature."""
-    command = [Path(sys.executable).parent / "sacrebleu", folder / "ref", "-i", folder / "hyp", "-w", "2", *options]
+    command = [commands() / "sacrebleu", folder / "ref", "-i", folder / "hyp", "-w", "2", *options]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found["score"], found["signature"]
 

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from luna_fairseq import cli
+from support.forks import REAL
 from support.running import (
     ADAM,
     APOLLO,
@@ -77,7 +77,7 @@ def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus,
     in_a_save, seen, groups = 0, set(), []
     for number, moment in enumerate(moments):  # which grows below
         log = tmp_path / f"{number}.log"
-        path = Path(sys.executable).parent / command[0]
+        path = REAL / command[0]
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 [str(path), *map(str, command[1:]), str(tmp_path / "killed")],

@@ -11,7 +11,7 @@ from typing import List
 
 import pytest
 
-from support.forks import commands, path_variable
+from support.forks import path_variable
 from support.running import ROOT, TINY, Corpus
 
 README = (ROOT / "README.md").read_text()
@@ -39,7 +39,7 @@ def _without_measuring(commands: List[str]) -> List[str]:
 
 def _run(command: str, folder: Path, **environment: str) -> str:
     """Run a command of the README in a folder; returns its output."""
-    path = path_variable(commands())
+    path = path_variable()
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder, capture_output=True, text=True, timeout=300, check=False,

@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from support.forks import path_variable
 from support.running import ROOT, run_script
 
 VALIDATE = """fairseq-validate() {
@@ -21,10 +21,9 @@ has_gpu() { return 1; }
 def _shell(folder: Path, commands: str) -> str:
     """What commands print after the file has been read; the first argument is the folder."""
     script = f"set -euo pipefail\nCALLER=$PWD DEFAULT_OUT=out\n. scripts/experiment.sh\n{commands}"
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", script, "it", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PATH": path},
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PATH": path_variable()},
     )  # fmt: skip
     return done.stdout + done.stderr
 

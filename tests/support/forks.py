@@ -18,7 +18,6 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import List
 
 REAL = Path(sys.executable).parent
 HERE = Path(__file__).resolve().parent
@@ -78,7 +77,6 @@ def commands() -> Path:
     return folder
 
 
-def path_variable(folder: Path) -> str:
-    """PATH with the commands of a folder first, and this Python's environment after it."""
-    parts: List[str] = [str(folder), str(REAL), os.environ["PATH"]]
-    return os.pathsep.join(parts)
+def path_variable() -> str:
+    """PATH with :func:`commands` first, and this Python's environment after it."""
+    return os.pathsep.join([str(commands()), str(REAL), os.environ["PATH"]])

@@ -94,16 +94,12 @@ def run_script(out: Path, *args: Any, code: int = 0) -> str:
 
     Args:
         out: its ``OUT``.
-        args: its path from the root of the repository, and its arguments; a Python script takes this Python.
+        args: its path from the root of the repository, and its arguments.
         code: the exit code to expect.
     """
-    python = [commands() / "python"] if str(args[0]).endswith(".py") else []
     done = subprocess.run(
-        [*python, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env={
-            **os.environ, "OUT": str(out), "SMOKE": "1", "THREADS": "1",
-            "PATH": path_variable(commands()),
-        },
+        [*map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OUT": str(out), "SMOKE": "1", "THREADS": "1", "PATH": path_variable()},
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

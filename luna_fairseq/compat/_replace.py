@@ -15,6 +15,7 @@ gets fairseq's own function as its original, the second one gets the first, and 
 import contextlib
 import dataclasses
 import functools
+import inspect
 import pkgutil
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
@@ -163,6 +164,11 @@ def _around(function: Callable[..., Any], original: Any) -> Any:
         return function(original, *args, **kwargs)
 
     return repaired
+
+
+def named(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Dict[str, Any]:
+    """The arguments of a call by their names, without those that it leaves to their defaults."""
+    return inspect.signature(function).bind(*args, **kwargs).arguments
 
 
 def _area(function: Callable[..., Any]) -> str:

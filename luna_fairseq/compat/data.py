@@ -1,12 +1,11 @@
 """Data and dictionaries: what is half written, or does not belong together, is named before training."""
 
-import inspect
 import itertools
 import os
 import types
 from typing import Any
 
-from luna_fairseq.compat._replace import replaces, replaces_value
+from luna_fairseq.compat._replace import named, replaces, replaces_value
 from luna_fairseq.errors import DataError
 
 _NO_DICTIONARY = (
@@ -46,7 +45,7 @@ def name_the_dictionary(original: Any, self: Any, f: Any) -> None:
 def refuse_half_written_data(original: Any, path: str, *args: Any, **kwargs: Any) -> Any:
     from luna_fairseq.checks import check_complete
 
-    asked = inspect.signature(original).bind(path, *args, **kwargs).arguments
+    asked = named(original, path, *args, **kwargs)
     for k in itertools.count():  # train, train1, ...
         part = path + (str(k) if k > 0 else "")
         check_complete(part)
@@ -65,7 +64,7 @@ def refuse_half_written_data(original: Any, path: str, *args: Any, **kwargs: Any
 def refuse_unknown_symbols(original: Any, path: str, *args: Any, **kwargs: Any) -> Any:
     import numpy as np
 
-    asked = inspect.signature(original).bind(path, *args, **kwargs).arguments
+    asked = named(original, path, *args, **kwargs)
     dataset, dictionary = original(path, *args, **kwargs), asked.get("dictionary")
     if dataset is not None and dictionary is not None and not getattr(dataset, "supports_prefetch", False):
         # A look into as much as does not take time.

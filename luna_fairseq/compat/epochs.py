@@ -4,7 +4,7 @@ import inspect
 import multiprocessing
 from typing import Any
 
-from luna_fairseq.compat._replace import replaces, replaces_value
+from luna_fairseq.compat._replace import named, replaces, replaces_value
 
 
 @replaces(
@@ -94,7 +94,7 @@ def forget_kept_items(original: Any, self: Any, epoch: int) -> None:
 )
 def end_the_epoch(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     extra_state = original(self, *args, **kwargs)
-    asked = inspect.signature(original).bind(self, *args, **kwargs).arguments
+    asked = named(original, self, *args, **kwargs)
     if extra_state is not None and not (asked.get("reset_optimizer") or asked.get("reset_lr_scheduler")):
         place = extra_state.get("train_iterator") or {}
         if place.get("iterations_in_epoch") == 0 and extra_state.get("val_loss") is not None:

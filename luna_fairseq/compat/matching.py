@@ -1,10 +1,9 @@
 """Checkpoints that belong to another model, optimizer or schedule: named, and not loaded."""
 
-import inspect
 from typing import Any, List
 
 from luna_fairseq.checkpoint import check_optimizer
-from luna_fairseq.compat._replace import replaces
+from luna_fairseq.compat._replace import named, replaces
 from luna_fairseq.errors import CheckpointMismatch
 
 
@@ -43,7 +42,7 @@ def explain_what_does_not_match(original: Any, self: Any, filename: str, *args: 
 def refuse_without_an_optimizer(original: Any, self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
     """--no-save-optimizer-state writes one, and so does an average."""
     extra_state = original(self, filename, *args, **kwargs)
-    asked = inspect.signature(original).bind(self, filename, *args, **kwargs).arguments
+    asked = named(original, self, filename, *args, **kwargs)
     if extra_state is not None and not asked.get("reset_optimizer") and self.get_num_updates() == 0:
         raise CheckpointMismatch(
             f"{filename} holds no state of an optimizer, so its training cannot go on: add --reset-optimizer to "

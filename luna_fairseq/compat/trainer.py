@@ -2,12 +2,11 @@
 
 import functools
 import importlib
-import inspect
 import logging
 import os
 from typing import Any
 
-from luna_fairseq.compat._replace import replaces, replaces_value
+from luna_fairseq.compat._replace import named, replaces, replaces_value
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def save_patience(original: Any, self: Any, filename: str, extra_state: Any) -> 
 )
 def load_patience(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     extra_state = original(self, *args, **kwargs)
-    asked = inspect.signature(original).bind(self, *args, **kwargs).arguments
+    asked = named(original, self, *args, **kwargs)
     patience = self.cfg.checkpoint.patience
     count = (extra_state or {}).get("patience")
     if patience <= 0 or not count or asked.get("reset_optimizer") or asked.get("reset_meters"):

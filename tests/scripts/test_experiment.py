@@ -23,7 +23,8 @@ def _shell(folder: Path, commands: str) -> str:
     script = f"set -euo pipefail\nCALLER=$PWD DEFAULT_OUT=out\n. scripts/experiment.sh\n{commands}"
     done = subprocess.run(
         ["bash", "-c", script, "it", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PATH": path_variable()},
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PATH": path_variable()},
     )  # fmt: skip
     return done.stdout + done.stderr
 

@@ -72,7 +72,7 @@ def ask_for_raw_text(original: Any) -> Any:
 @replaces(
     "fairseq.sequence_generator.EnsembleModel",
     "__init__",
-    fairseq="tells a model by a flag of its own whether steps of decoding need the attention, for all who decode with it",
+    fairseq="tells a model by a flag of its own whether decoding needs the attention, for all who decode with it",
     here="who reads the attention has it computed for himself: printed alignments, ensembles with other models",
     since="fairseq 0.12.3",
 )
@@ -91,7 +91,7 @@ def compute_attention_for_its_reader(original: Any, self: Any, models: Any) -> N
 @replaces(
     "fairseq.search.DiverseBeamSearch",
     "step",
-    fairseq="takes the number of a sentence for its place in the batch: --diverse-beam-groups ends with an IndexError",
+    fairseq="takes a sentence's number for its place in the batch: --diverse-beam-groups ends with an IndexError",
     here="--diverse-beam-groups finds the place of each sentence",
     since="fairseq 0.12.3",
 )

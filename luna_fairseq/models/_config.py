@@ -248,8 +248,8 @@ def namespace(cfg: Any) -> Namespace:
 def register_architectures(model: Type[BaseFairseqModel], config: type, sizes: Dict[str, Dict[str, Any]]) -> None:
     """Make ``--arch NAME`` and ``model._name: NAME`` mean the same for every named architecture.
 
-    An architecture is a config class with other defaults, and a model class of its own, ``LunaModel_luna_base`` in the
-    module of :class:`LunaModel`, so that models and configs can be pickled. Functions that
+    An architecture is a config class with other defaults, and a model class of its own. Both have names of their own
+    in the modules of their bases, ``LunaModel_luna_base``, so that models and configs can be pickled. Functions that
     change defaults (``register_model_architecture``) are not used: ``fairseq-hydra-train`` fills in the
     defaults before it calls them, so they would silently do nothing there.
 

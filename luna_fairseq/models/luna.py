@@ -158,8 +158,8 @@ class LunaEncoder(TransformerEncoderBase):
 def source_padding(encoder_out: Dict[str, List[Tensor]]) -> Optional[Tensor]:
     """The padding mask of the source, ``[B, M]``, or None if nothing is padded.
 
-    fairseq's ``encoder_padding_mask`` is always there. Whether it has to be applied cannot be seen without waiting for
-    a GPU; ``all_real`` holds the mask once more if the encoder has found nothing in it.
+    fairseq's ``encoder_padding_mask`` is always there. Whether it has to be applied cannot be seen without waiting
+    for a GPU; ``all_real`` holds the mask once more if the encoder has found nothing in it.
     """
     mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
     return None if any(mask is known for known in encoder_out.get("all_real", [])) else mask
@@ -202,7 +202,7 @@ class LunaDecoder(TransformerDecoderBase):
         return _wrap_layer(LunaDecoderLayer(cfg, last=self._layers_to_build == 0), cfg)
 
     def make_generation_fast_(self, need_attn: bool = False, **unused: Any) -> None:
-        """Called by fairseq before generation: a step computes the attention, M numbers a head, only to be printed."""
+        """Called by fairseq before generation: steps compute the attention, M numbers a head, only to be printed."""
         self.need_attn = need_attn
 
     def _embed(self, tokens: Tensor, new: int) -> Tensor:
@@ -362,7 +362,7 @@ class LunaModel(TransformerModelBase):
         return LunaDecoder(cfg, tgt_dict, embed_tokens)
 
     def with_attention(self, need_attn: bool) -> "LunaModel":
-        """This model, with the same weights, whose decoding steps compute the attention over the source, or do not.
+        """The same model, of the same weights, whose decoding steps compute the attention over the source, or do not.
 
         The model itself stays as it is: somebody else may use it at the same time.
         """

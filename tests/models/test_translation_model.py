@@ -296,16 +296,6 @@ def test_retained_dropout_reaches_attention() -> None:
     assert not torch.equal(model(source, None, target)[0], model(source, None, target)[0])
 
 
-def test_attention_is_computed_only_where_it_is_read() -> None:
-    model = make_model()
-    source, target = _pair([9, 12], [6, 2])
-    assert model(source, None, target)[1]["attn"] == [None]
-    assert model(source, None, target, alignment_layer=0)[1]["attn"][0].shape == (2, 6, 12)
-    assert model.eval()(source, None, target)[1]["attn"] == [None]  # a validation does not read it
-    model.decoder.make_generation_fast_(need_attn=True)
-    assert model(source, None, target)[1]["attn"][0].shape == (2, 6, 12)
-
-
 def test_attention_that_is_trained() -> None:
     """As --load-alignments needs it: with gradients, and the same output."""
     model = make_model()

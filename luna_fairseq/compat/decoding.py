@@ -1,8 +1,8 @@
 """Decoding: unknown words and their alignments, attention for who reads it, diverse beams."""
 
-from typing import Any, List, NoReturn
+from typing import Any
 
-from luna_fairseq.compat._replace import replaces, replaces_value
+from luna_fairseq.compat._replace import replaces
 
 
 @replaces(
@@ -44,29 +44,6 @@ def replace_aligned_words(
 def replace_without_a_dictionary(original: Any, self: Any, attribute_name: str) -> Any:
     const = original(self, attribute_name)
     return "" if attribute_name == "replace_unk" and const == "@@ " else const
-
-
-def _datasets() -> List[Any]:
-    from fairseq.data import FairseqDataset, MMapIndexedDataset
-
-    return [FairseqDataset, MMapIndexedDataset]
-
-
-@replaces_value(
-    _datasets,
-    "get_original_text",
-    fairseq="ends with an AttributeError at --replace-unk in fairseq-generate where the data is not raw text",
-    here="the error says what to add",
-    since="fairseq 0.12.3",
-)
-def ask_for_raw_text(original: Any) -> Any:
-    def get_original_text(self: Any, index: int) -> NoReturn:
-        raise ValueError(
-            "--replace-unk needs the words of the source, which binarised data does not have: give a folder of text "
-            "files and --dataset-impl raw, or use fairseq-interactive"
-        )
-
-    return get_original_text
 
 
 @replaces(

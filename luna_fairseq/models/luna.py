@@ -121,12 +121,13 @@ class LunaEncoder(TransformerEncoderBase):
         if self.packed_layer_norm is not None:
             packed = self.packed_layer_norm(packed)
 
+        fc_results: List[Any] = [None] * (len(encoder_states) - 1)  # of fairseq's layers, if they are asked for
         return {
             "encoder_out": [x.transpose(0, 1)],
             "encoder_padding_mask": [is_padding],
             "encoder_embedding": [encoder_embedding],
             "encoder_states": encoder_states,
-            "fc_results": [None] * (len(encoder_states) - 1),
+            "fc_results": fc_results,
             "packed_out": [packed],
             "packed_padding_mask": [] if packed_padding_mask is None else [packed_padding_mask],
             "src_tokens": [],
@@ -145,7 +146,8 @@ class LunaEncoder(TransformerEncoderBase):
         sentences, rows_per_sentence = ops.RowOrder(new_order).sentences(count, before)
         reordered = dict(encoder_out)
         if sentences is not None:
-            reordered = super().reorder_encoder_out(encoder_out, sentences)
+            own = {**encoder_out, "encoder_states": [*encoder_out["encoder_states"]]}  # fairseq changes the list
+            reordered = super().reorder_encoder_out(own, sentences)
             for name in ("packed_out", "packed_padding_mask"):
                 reordered[name] = [t.index_select(0, sentences) for t in encoder_out[name]]
             reordered["fc_results"] = encoder_out.get("fc_results", [])

@@ -96,7 +96,10 @@ def test_beam_reorder_of_everything(order: List[int]) -> None:
     encoder_out = model.encoder(source, return_all_hiddens=True)
     model.decoder(target[:, :3], encoder_out=encoder_out, incremental_state=state)
     model.decoder.reorder_incremental_state_scripting(state, index)
-    encoder_out = model.encoder.reorder_encoder_out(encoder_out, index)
+    before = {name: [*tensors] for name, tensors in encoder_out.items()}
+    again = model.encoder.reorder_encoder_out(encoder_out, index)
+    assert all(now is then for name in before for now, then in zip(encoder_out[name], before[name], strict=True))
+    encoder_out = again
     got, _ = model.decoder(target[index], encoder_out=encoder_out, incremental_state=state)
     want, _ = model(source[index], None, target[index])
     assert_close(got, want[:, 3:], "after reorder")

@@ -474,13 +474,6 @@ def replace_without_a_dictionary(folder: Path, patch: Patch) -> None:
         assert utils.load_align_dict(parser.parse_args(line).replace_unk) == want
 
 
-def ask_for_raw_text(folder: Path, patch: Patch) -> None:
-    write_indexed(folder / "test", make_sentences([3]), make_dictionary())
-    for dataset in (data_utils.load_indexed_dataset(str(folder / "test"), None), LRUCacheDataset(_Counting())):
-        with pytest.raises(ValueError, match="--replace-unk needs the words of the source"):
-            dataset.get_original_text(0)  # type: ignore[union-attr]
-
-
 def compute_attention_for_its_reader(folder: Path, patch: Patch) -> None:
     model = make_model()
     assert EnsembleModelWithAlignment([model]).models[0].decoder.need_attn

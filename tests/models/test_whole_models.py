@@ -7,19 +7,20 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import pytest
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from luna_fairseq import ops
 from luna_fairseq.models.lra import CLS, LRAModel
 from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.models.luna_bert import LunaBertModel
+from luna_fairseq.ops import causal
 from support.models import (
     assert_close,
     make_batch,
@@ -71,12 +72,10 @@ def test_models_can_be_saved_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_can_be_pickled(name: str) -> None:
-    """As several processes that fairseq starts get them."""
     config = MODEL_DATACLASS_REGISTRY[name]
     assert pickle.loads(pickle.dumps(config)) is config
-    options = OmegaConf.structured(config)
-    again = pickle.loads(pickle.dumps(options))
-    assert again == options and OmegaConf.get_type(again) is config
+    again = pickle.loads(pickle.dumps(config()))
+    assert type(again) is config and again == config()
 
 
 def test_classes_have_names_of_their_own() -> None:
@@ -91,6 +90,7 @@ def test_tasks_can_be_pickled(name: str) -> None:
     assert pickle.loads(pickle.dumps(TASK_REGISTRY[name])) is TASK_REGISTRY[name]
 
 
+@pytest.mark.long
 def test_another_process_loads_a_model(tmp_path: Path) -> None:
     """One that has imported nothing yet, as multiprocessing's spawn starts it."""
     model = _build("luna_base_untied")
@@ -142,29 +142,28 @@ def test_traced_models_are_right_at_other_lengths(name: str, first: int) -> None
 
 
 @pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "lra"])
-def test_a_gradient_penalty_has_gradients(name: str) -> None:
-    """The gradient of a squared gradient, against differences of it, in double precision."""
+def test_a_gradient_penalty_has_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of plain products, which PyTorch differentiates by itself."""
     model = _Outputs(_build(name).double().train())
     source = make_batch(make_sentences([3, 12]), "left")
     tokens = (source, source) if isinstance(model.model, LunaModel) else (source,)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def penalty(create_graph: bool) -> Tensor:
+    def gradients() -> List[Optional[Tensor]]:
         loss = model(*tokens).logsumexp(-1).sum()
-        grads = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
-        return torch.stack([grad.square().sum() for grad in grads if grad is not None]).sum()
+        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        penalty = torch.stack([grad.square().sum() for grad in first if grad is not None]).sum()
+        return [*torch.autograd.grad(penalty, parameters, allow_unused=True)]
 
     with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
-        grads = torch.autograd.grad(penalty(True), parameters, allow_unused=True)
-        direction = [torch.randn_like(p) for p in parameters]
-        slope = sum((g * d).sum() for g, d in zip(grads, direction, strict=True) if g is not None)
-        values = []
-        for step in (1e-6, -1e-6):
-            with torch.no_grad():
-                for p, d in zip(parameters, direction, strict=True):
-                    p.add_(d, alpha=step)
-            values.append(penalty(False))
-            with torch.no_grad():
-                for p, d in zip(parameters, direction, strict=True):
-                    p.sub_(d, alpha=step)
-    assert_close((values[0] - values[1]) / 2e-6, slope.detach(), "slope", rel=1e-5, floor=0.0)  # type: ignore[union-attr]
+        got = gradients()
+        monkeypatch.setattr(ops, "folding_pays", lambda *_: False)
+        monkeypatch.setattr(causal, "causal_products", lambda q, k, v, scale: scale * ((q @ k.mT).tril() @ v))
+        want = gradients()
+    largest = max(grad.abs().max().item() for grad in want if grad is not None)
+    for one, other in zip(got, want, strict=True):
+        if one is not None and other is not None:
+            assert (one - other).abs().max().item() <= 1e-9 * largest
+        else:
+            assert one is None and other is None
+    assert len([grad for grad in got if grad is not None]) > len(got) / 2

@@ -22,7 +22,7 @@ def _hub(**changes: Any) -> GeneratorHubInterface:
     torch.manual_seed(1)
     cfg: Any = OmegaConf.structured(FairseqConfig)
     cfg.task = OmegaConf.structured(TranslationConfig(data="/nowhere", max_source_positions=1024))
-    cfg.generation.max_len_b = 9
+    cfg.generation.max_len_b = 5
     cfg.dataset.max_tokens = 12000
     dictionary = make_dictionary()
     task = CheckedTranslationTask(cfg.task, dictionary, dictionary)
@@ -81,7 +81,7 @@ SENTENCES = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
 
 
 def test_others_may_use_the_model_at_any_moment(hub: GeneratorHubInterface) -> None:
-    """At every call of the encoder and of a layer another caller comes in between, with other wishes."""
+    """At the first calls of the encoder and of a layer another caller comes in between, with other wishes."""
 
     def printed(sentence: str) -> List[Tensor]:
         return [
@@ -96,14 +96,15 @@ def test_others_may_use_the_model_at_any_moment(hub: GeneratorHubInterface) -> N
     }
     want = {name: call() for name, call in calls.items()}
     model: Any = hub.models[0]
-    inside: List[str] = []
+    left = 0
 
     def interrupt(*_: Any) -> None:
-        if not inside:
+        nonlocal left
+        if left > 0:
+            rest, left = left - 1, 0
             for name in calls:
-                inside.append(name)
                 check(name)
-                inside.clear()
+            left = rest
 
     def check(name: str) -> None:
         got = calls[name]()
@@ -114,18 +115,20 @@ def test_others_may_use_the_model_at_any_moment(hub: GeneratorHubInterface) -> N
         else:
             assert all(map(torch.equal, got, want[name]))
 
-    places: List[nn.Module] = [model.encoder, model.decoder.layers[0].encoder_attn, model.decoder.layers[1]]
+    places: List[nn.Module] = [model.encoder, model.decoder.layers[0].encoder_attn]
     hooks = [place.register_forward_pre_hook(interrupt) for place in places]
     try:
         for name in calls:
+            left = 2  # the encoder, and a step
             check(name)
+            assert left == 0
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def test_threads_share_a_hub(hub: GeneratorHubInterface) -> None:
-    calls = [(sentence, layer) for sentence in SENTENCES for layer in (0, 1)]
+    calls = [(sentence, layer) for sentence in SENTENCES[:2] for layer in (0, 1)]
     want = [attention_map(hub, *call) for call in calls]
     translations = hub.translate(SENTENCES)
     start = threading.Barrier(4)

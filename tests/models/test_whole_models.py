@@ -118,13 +118,18 @@ class _Outputs(nn.Module):
         return out
 
 
-# Traced with; tried with. Below and above the 8 rows of P, the 128 positions of one product, other batches.
-_LENGTHS: List[Any] = [([3, 12, 7], [6, 2, 9]), ([5, 20], [4, 11]), ([3, 2], [4, 4]), ([9, 30], [200, 3]), ([9], [6])]
+# Below and above the 8 rows of P, and the 128 positions of one product; each is traced with, and tried with all of its
+# kind: whether something is padded is decided when a model is traced, as in fairseq's Transformer.
+_LENGTHS: Dict[str, List[Any]] = {
+    "padded": [([3, 12, 7], [6, 2, 9]), ([3, 2], [4, 4]), ([9, 30], [200, 3])],
+    "plain": [([9], [6]), ([3, 3], [4, 4]), ([30], [200])],
+}
 
 
-@pytest.mark.parametrize("first", [0, 2, 3], ids=lambda number: str(_LENGTHS[number]))
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("kind", _LENGTHS)
 @pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "lra"])
-def test_traced_models_are_right_at_other_lengths(name: str, first: int) -> None:
+def test_traced_models_are_right_at_other_lengths(name: str, kind: str, first: int) -> None:
     model = _Outputs(_build(name))
 
     def batch(lengths: Any) -> Any:
@@ -136,8 +141,8 @@ def test_traced_models_are_right_at_other_lengths(name: str, first: int) -> None
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of values that are taken for constants
-        traced = torch.jit.trace(model, batch(_LENGTHS[first]), check_trace=False)
-        for lengths in _LENGTHS:
+        traced = torch.jit.trace(model, batch(_LENGTHS[kind][first]), check_trace=False)
+        for lengths in _LENGTHS[kind]:
             assert_close(traced(*batch(lengths)), model(*batch(lengths)), f"lengths {lengths}")
 
 

@@ -72,6 +72,8 @@ def refuse_unknown_symbols(original: Any, path: str, *args: Any, **kwargs: Any) 
 
     asked = named(original, path, *args, **kwargs)
     dataset, dictionary = original(path, *args, **kwargs), asked.get("dictionary")
+    if dataset is not None and not hasattr(dataset, "_path"):
+        dataset._path = path  # raw text does not know its name, which is said if it does not fit other data
     if dataset is not None and dictionary is not None and not getattr(dataset, "supports_prefetch", False):
         # A look into as much as does not take time.
         some = (dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(len(dataset), 10_000)))

@@ -53,6 +53,20 @@ def load_patience(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     return extra_state
 
 
+@replaces(
+    "fairseq.trainer.Trainer",
+    "load_checkpoint",
+    fairseq="counts for --stop-time-hours the hours of the model that a fine-tuning begins with, too",
+    here="fine-tuning, and --reset-meters, begin to count anew",
+    since="fairseq 0.12.3",
+)
+def count_its_own_hours(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    extra_state = original(self, *args, **kwargs)
+    if named(original, self, *args, **kwargs).get("reset_meters"):
+        self._previous_training_time = 0
+    return extra_state
+
+
 def _reached(trainer: Any, epoch: int, seconds: float) -> Optional[str]:
     """Which limit of its training a trainer has reached, for a sentence; None if it has reached none.
 

@@ -95,6 +95,17 @@ def test_unequal_files_are_named(corpus: Corpus, tmp_path: Path) -> None:
     assert f"{train_files}.en has 90 examples and {train_files}.de has 13: each line" in said.splitlines()[-1]
 
 
+def test_unequal_raw_text_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        for lang, lines in (("en", 3), ("de", 3 if split == "train" else 4)):
+            (tmp_path / f"{split}.en-de.{lang}").write_text("the cat\n" * lines)
+            (tmp_path / f"dict.{lang}.txt").write_text("the 1\ncat 1\n")
+    raw = Corpus(corpus.text, tmp_path, corpus.spm)
+    options = ["--dataset-impl", "raw", "-s", "en", "-t", "de", "--max-update", 1]
+    said = train(raw, tmp_path / "save", *options, code=1).splitlines()[-1]
+    assert f"{tmp_path}/valid.en-de.en has 3 examples and {tmp_path}/valid.en-de.de has 4: each line" in said
+
+
 # Two lines, whatever is in them; a word that begins with a byte order mark would be unknown.
 ODD = "\ufeffthe cat\rthe dog\r\nthe\u2028man\x85the\x0bwoman\n"
 

@@ -476,6 +476,15 @@ def load_patience(folder: Path, patch: Patch) -> None:
     counted.best, counted.num_runs = 0.0, 0  # to be taken back
 
 
+def count_its_own_hours(folder: Path, patch: Patch) -> None:
+    path = save(trained(folder), folder / "x.pt", previous_training_time=7200.0)
+    trainer = make_trainer(folder)
+    trainer.load_checkpoint(path)
+    assert trainer.cumulative_training_time() > 7200
+    trainer.load_checkpoint(path, reset_meters=True)
+    assert trainer.cumulative_training_time() < 3600
+
+
 class _Batches:
     """Of an epoch that is over."""
 

@@ -6,15 +6,14 @@ from typing import Any, Dict, List, Tuple
 import pytest
 import torch
 
-from support.running import USER_DIR, Corpus, logged, run_command, train
+from support.hydra_runs import train_by_hydra
+from support.running import Corpus, logged, train
 from support.runs import assert_same
 
+DECAY = "--lr-scheduler polynomial_decay --warmup-updates 0 --total-num-update 20".split()
 # Five updates an epoch. A limit, what a second run says of it, and the same limit raised.
 FINISHED: Dict[str, Tuple[List[Any], str, List[Any]]] = {
-    "updates": (["--max-update", 3], "3 updates are done and --max-update is 3", ["--max-update", 4]),
-    "updates at the end of an epoch": (
-        ["--max-update", 5], "5 updates are done and --max-update is 5", ["--max-update", 6]
-    ),
+    "updates": (["--max-update", 5], "5 updates are done and --max-update is 5", ["--max-update", 6]),
     "epochs": (["--max-epoch", 1], "1 epochs are done and --max-epoch is 1", ["--max-epoch", 2]),
     "epochs, not all of them saved": (
         ["--max-epoch", 3, "--save-interval", 2], "3 epochs are done and --max-epoch is 3", ["--max-epoch", 4]
@@ -28,7 +27,8 @@ FINISHED: Dict[str, Tuple[List[Any], str, List[Any]]] = {
         ["--maximize-best-checkpoint-metric", "--max-update", 11],
     ),
     "learning rate": (
-        ["--stop-min-lr", 0.0065, "--save-interval", 3], "and --stop-min-lr is 0.0065", ["--max-update", 11]
+        [*DECAY, "--stop-min-lr", 0.006, "--save-interval", 3], "and --stop-min-lr is 0.006",
+        [*DECAY, "--max-update", 11],
     ),
 }  # fmt: skip
 
@@ -49,31 +49,18 @@ def test_what_is_finished_stays_as_it_is(name: str, corpus: Corpus, tmp_path: Pa
     assert logged(train(corpus, tmp_path, *raised), "num_updates")
 
 
-def _hydra(corpus: Corpus, save: Path, *overrides: Any, code: int = 0) -> str:
-    return run_command(
-        *("fairseq-hydra-train", f"common.user_dir={USER_DIR}", "common.cpu=true", "task=translation", "model=luna"),
-        *(f"task.data={corpus.data}", "criterion=cross_entropy", "optimizer=adam", "lr_scheduler=fixed"),
-        *("optimization.lr=[0.01]", "model.encoder_embed_dim=16", "model.decoder_embed_dim=16"),
-        *("model.encoder_ffn_embed_dim=16", "model.decoder_ffn_embed_dim=16", "model.encoder_attention_heads=2"),
-        *("model.decoder_attention_heads=2", "model.encoder_layers=2", "model.decoder_layers=2"),
-        *("dataset.max_tokens=200", "dataset.num_workers=0", "dataset.data_buffer_size=0"),
-        *(f"checkpoint.save_dir={save}", f"hydra.run.dir={save.parent}/hydra", *overrides),
-        code=code,
-    )
-
-
 def test_with_hydra_too(corpus: Corpus, tmp_path: Path) -> None:
     """The plugin is loaded late there."""
     save = tmp_path / "save"
-    _hydra(corpus, save, "optimization.max_update=2")
+    train_by_hydra(corpus, save, "optimization.max_update=2")
     before = _content(save)
-    assert "stays as it is: 2 updates are done" in _hydra(corpus, save, "optimization.max_update=2")
+    assert "stays as it is: 2 updates are done" in train_by_hydra(corpus, save, "optimization.max_update=2")
     assert _content(save) == before
     for override, message in {
-        "checkpoint.write_checkpoints_asynchronously=true": "needs the package iopath",
-        "dataset.num_shards=2": "--num-shards is 2 and fairseq-train reads everything",
+        "+checkpoint.write_checkpoints_asynchronously=true": "needs the package iopath",
+        "+dataset.num_shards=2": "--num-shards is 2 and fairseq-train reads everything",
     }.items():
-        assert message in _hydra(corpus, tmp_path / "other", override, code=1).splitlines()[-1]
+        assert message in train_by_hydra(corpus, tmp_path / "other", override, code=1)
 
 
 def test_the_last_epoch_is_saved(corpus: Corpus, tmp_path: Path) -> None:
@@ -82,8 +69,9 @@ def test_the_last_epoch_is_saved(corpus: Corpus, tmp_path: Path) -> None:
     train(corpus, tmp_path / "parts", "--max-epoch", 2, "--save-interval", 2)
     train(corpus, tmp_path / "whole", "--max-epoch", 2)
     states = [torch.load(tmp_path / name / "checkpoint_last.pt") for name in ("parts", "whole")]
-    for part in ("model", "last_optimizer_state", "optimizer_history"):
+    for part in ("model", "last_optimizer_state"):
         assert_same(*(state[part] for state in states), part)
+    assert_same(*(state["optimizer_history"][-1] for state in states), "schedule")
 
 
 NOTHING = ["--no-epoch-checkpoints", "--no-last-checkpoints"]

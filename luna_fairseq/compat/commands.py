@@ -5,7 +5,7 @@ import importlib.util
 import itertools
 import os
 import sys
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Tuple
 
 from luna_fairseq.compat._lines import Lines
 from luna_fairseq.compat._replace import replaces
@@ -144,25 +144,27 @@ def check_shards(cfg: Any, program: str) -> Tuple[int, int]:
     return shard, shards
 
 
-# The shard that this process reads, and how many there are.
-_shard: Optional[Tuple[int, int]] = None
+# The shard that this process reads, and how many there are; and whether call_main has said so.
+_shard: Tuple[int, int] = (0, 1)
+_said = False
 
 
 def _of_a_shard(main: Any, shard: Tuple[int, int], *args: Any, **kwargs: Any) -> Any:
     """A program that reads one shard; in whatever process it is started."""
-    global _shard
-    before, _shard = _shard, shard
+    global _shard, _said
+    before = _shard, _said
+    _shard, _said = shard, True
     try:
         return main(*args, **kwargs)
     finally:
-        _shard = before
+        _shard, _said = before
 
 
 @replaces(
     "fairseq.distributed.utils",
     "call_main",
-    fairseq="reads everything in each shard: fairseq-generate and others do not look at --num-shards and --shard-id",
-    here="fairseq-generate and fairseq-validate read theirs; other programs refuse the options",
+    fairseq="reads everything in each shard: fairseq-validate does not look at --num-shards and --shard-id",
+    here="it reads its own; programs that read everything refuse the options",
     since="fairseq 0.12.3",
 )
 def read_one_shard(original: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
@@ -170,10 +172,27 @@ def read_one_shard(original: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
     folder, program = os.path.split(getattr(main, "__globals__", {}).get("__file__") or "")
     program = program.removesuffix(".py")
     if os.path.basename(folder) == "fairseq_cli":
-        shard, shards = check_shards(cfg, program)
-        if shards > 1 and program in _READS_A_SHARD:
-            main = functools.partial(_of_a_shard, main, (shard, shards))
+        shard = check_shards(cfg, program)
+        main = functools.partial(_of_a_shard, main, shard if program in _READS_A_SHARD else (0, 1))
     return original(cfg, main, **kwargs)
+
+
+@replaces(
+    "fairseq.tasks",
+    "setup_task",
+    fairseq="translates everything in each shard: fairseq-generate does not look at --num-shards and --shard-id",
+    here="it translates its own",
+    since="fairseq 0.12.3",
+)
+def translate_one_shard(original: Any, cfg: Any, **kwargs: Any) -> Any:
+    """The one program that does without call_main."""
+    global _shard
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(cfg) and not kwargs.get("from_checkpoint") and not _said:
+        root = cfg._get_root()
+        _shard = check_shards(root, "generate") if "num_shards" in (root.get("dataset") or ()) else (0, 1)
+    return original(cfg, **kwargs)
 
 
 @replaces(
@@ -185,8 +204,8 @@ def read_one_shard(original: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
 )
 def give_one_shard(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     original(self, *args, **kwargs)
-    if _shard is not None:
-        number, count = _shard
+    number, count = _shard
+    if count > 1:
         batches = self.frozen_batches
         if len(batches) < count:
             raise ValueError(

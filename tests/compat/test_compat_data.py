@@ -28,7 +28,7 @@ def _found(said: str) -> List[str]:
 
 
 def test_each_shard_translates_its_part(corpus: Corpus, trained: Path) -> None:
-    options = ["--batch-size", 2, "--beam", 2]
+    options = ["--batch-size", 2, "--beam", 1, "--max-len-b", 5]
     shards = [_found(generate(corpus, trained, *options, "--num-shards", 2, "--shard-id", k)) for k in (0, 1)]
     assert sorted(shards[0] + shards[1]) == _found(generate(corpus, trained, *options)) and min(map(len, shards)) > 3
 
@@ -36,17 +36,18 @@ def test_each_shard_translates_its_part(corpus: Corpus, trained: Path) -> None:
 def test_each_shard_validates_its_part(corpus: Corpus, trained: Path) -> None:
     def validate(*shard: Any, code: int = 0) -> str:
         return run_command(
-            *("fairseq-validate", corpus.data, "--user-dir", USER_DIR, "--path", trained, "--cpu", "--batch-size", 5),
-            *("--num-workers", 0, "--data-buffer-size", 0, "--log-format", "simple", "--log-interval", 1, *shard),
+            *("fairseq-validate", corpus.data, "--user-dir", USER_DIR, "--path", trained, "--cpu", "--batch-size", 2),
+            *("--num-workers", 0, "--data-buffer-size", 0, "--log-format", "simple", "--log-interval", 1),
+            *("--task", "translation", "--criterion", "cross_entropy", *shard),
             code=code,
         )
 
     def batches(said: str) -> int:
-        return len(re.findall(r"valid on 'valid' subset: +\d+ / \d+ ", said))
+        return int(re.findall(r"valid on 'valid' subset: +\d+ / (\d+) ", said)[-1])
 
     whole = batches(validate())
-    assert whole == 3 and [batches(validate("--num-shards", 2, "--shard-id", k)) for k in (0, 1)] == [2, 1]
-    assert "the data makes 3 batches: take fewer shards" in validate("--num-shards", 9, code=1)
+    assert whole == 7 and [batches(validate("--num-shards", 2, "--shard-id", k)) for k in (0, 1)] == [4, 3]
+    assert "the data makes 7 batches: take fewer shards" in validate("--num-shards", 9, code=1)
 
 
 def test_sentences_in_buckets(corpus: Corpus, tmp_path: Path) -> None:
@@ -133,9 +134,9 @@ def test_lines_of_fairseq_preprocess(workers: int, tmp_path: Path) -> None:
         *("--destdir", tmp_path / "bin", "--workers", workers),
     )
     words = (tmp_path / "bin" / "dict.en.txt").read_text()
-    assert "\ufeff" not in words and "und 20\n" in words and "the 5\n" in words
+    assert "\ufeff" not in words and "und 20\n" in words and "the 4\n" in words
     data = data_utils.load_indexed_dataset(str(tmp_path / "bin" / "train.en-de.en"))
-    assert len(data) == 22 and len(data[0]) == 5
+    assert len(data) == 22 and len(data[0]) == len(data[1]) == 5
 
 
 def _change(place: int, value: bytes) -> Callable[[bytes], bytes]:

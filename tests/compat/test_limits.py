@@ -57,8 +57,8 @@ def test_with_hydra_too(corpus: Corpus, tmp_path: Path) -> None:
     assert "stays as it is: 2 updates are done" in train_by_hydra(corpus, save, "optimization.max_update=2")
     assert _content(save) == before
     for override, message in {
-        "+checkpoint.write_checkpoints_asynchronously=true": "needs the package iopath",
-        "+dataset.num_shards=2": "--num-shards is 2 and fairseq-train reads everything",
+        "++checkpoint.write_checkpoints_asynchronously=true": "needs the package iopath",
+        "++dataset.num_shards=2": "--num-shards is 2 and fairseq-train reads everything",
     }.items():
         assert message in train_by_hydra(corpus, tmp_path / "other", override, code=1)
 

@@ -596,13 +596,22 @@ def read_one_shard(folder: Path, patch: Patch) -> None:
     def work(cfg: Any) -> None:
         seen.extend(map(list, _batches(epoch=1).frozen_batches))
 
-    distributed_utils.call_main(cfg, _program("generate", work=work))
+    distributed_utils.call_main(cfg, _program("validate", work=work))
     assert seen == [list(batch) for batch in _batches(epoch=1).frozen_batches[1::2]]
     with pytest.raises(ValueError, match="--num-shards is 2 and fairseq-train reads everything: leave it out"):
         distributed_utils.call_main(cfg, _program("train", work=work))
     cfg.dataset.shard_id = 2
     with pytest.raises(ValueError, match=r"--shard-id is 2 and --num-shards 2: .* the last one is 1"):
         distributed_utils.call_main(cfg, _program("eval_lm", work=work))
+
+
+def translate_one_shard(folder: Path, patch: Patch) -> None:
+    patch.setattr(commands, "_shard", (0, 1))
+    for shards, wanted in ((3, (2, 3)), (1, (0, 1))):
+        groups = {"dataset": {"num_shards": shards, "shard_id": shards - 1}, "task": {"_name": "nobody"}}
+        with pytest.raises(AssertionError, match="Could not infer task type"):
+            tasks.setup_task(OmegaConf.create(groups).task)
+        assert commands._shard == wanted
 
 
 def give_one_shard(folder: Path, patch: Patch) -> None:

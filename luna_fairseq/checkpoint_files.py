@@ -2,20 +2,21 @@
 
 import contextlib
 import errno
-import math
+import logging
 import os
 import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Optional, Union
+from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
 
 import torch
 
 from luna_fairseq.errors import CheckpointError
 
 _ZIP = b"PK\x03\x04"  # how torch tells its own format from the one of before 1.6, which holds no checksums
-_NAME = re.compile(r"checkpoint(?:(?P<epoch>\d+)|_(?P<in_epoch>\d+)_(?P<update>\d+)|[._]best\S*)\.pt")
+_NAME = re.compile(r"checkpoint(?:\d+|_\d+_\d+|[._]best\S*)\.pt")
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -102,26 +103,47 @@ def damaged(path: str) -> CheckpointError:
     )
 
 
+def checkpoints_of(folder: str) -> List[str]:
+    """The files of a ``--save-dir`` that training may go on from: ``checkpoint_last.pt`` is not among them."""
+    return sorted(
+        str(path) for path in Path(folder).glob("checkpoint*.pt") if _NAME.fullmatch(path.name) and path.is_file()
+    )
+
+
+def _progress(path: str) -> Tuple[int, int, int, bool]:
+    """How far a checkpoint is: updates, epoch, batches of the epoch, and whether it holds the optimizer's state.
+
+    The tensors stay on the disk.
+    """
+    with open(path, "rb") as file:
+        mapped = file.read(len(_ZIP)) == _ZIP  # torch's format of before 1.6 cannot be
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    history, place = state.get("optimizer_history"), (state.get("extra_state") or {}).get("train_iterator") or {}
+    updates = history[-1].get("num_updates", 0) if history else 0
+    return updates, place.get("epoch", 0), place.get("iterations_in_epoch", 0), "last_optimizer_state" in state
+
+
 def newest_checkpoint(folder: str, but: Optional[str] = None) -> Optional[str]:
     """The checkpoint of a ``--save-dir`` that is farthest in the training.
+
+    What the files hold decides: names may be changed, and the times of files are lost in a copy.
 
     Args:
         folder: may be missing.
         but: the name of a file to leave out.
 
     Returns:
-        by its name a ``checkpointEPOCH.pt`` or ``checkpoint_EPOCH_UPDATE.pt``; or a ``checkpoint_best.pt`` (or
-        ``checkpoint.best_...pt``), if it was written after that; never ``checkpoint_last.pt``. None if there is
-        nothing.
+        a ``checkpointEPOCH.pt``, ``checkpoint_EPOCH_UPDATE.pt``, ``checkpoint_best.pt`` or ``checkpoint.best_...pt``;
+        never ``checkpoint_last.pt``. None if there is nothing that can be read.
     """
-    numbered, best = [], []
-    for path in Path(folder).glob("checkpoint*.pt"):
-        match = _NAME.fullmatch(path.name)
-        if match and path.name != but and path.is_file():
-            written, epoch = path.stat().st_mtime_ns, match["epoch"] or match["in_epoch"]
-            if epoch is None:
-                best.append((written, str(path)))
-            else:  # checkpointEPOCH.pt is written at the end of its epoch
-                numbered.append((int(epoch), float(match["update"] or math.inf), written, str(path)))
-    farthest = [max(numbered)[-2:]] if numbered else []
-    return max([*farthest, *best])[-1] if farthest or best else None
+    found = []
+    for path in checkpoints_of(folder):
+        name = os.path.basename(path)
+        if name == but:
+            continue
+        try:
+            # Of several that are as far, one that fairseq does not delete.
+            found.append((*_progress(path), "best" in name, path))
+        except Exception as error:  # whatever a damaged file makes torch raise
+            logger.warning("%s cannot be read, and was passed over (%s)", path, type(error).__name__)
+    return max(found)[-1] if found else None

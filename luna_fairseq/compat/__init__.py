@@ -19,6 +19,8 @@ from luna_fairseq.compat import matching
 from luna_fairseq.compat import data
 from luna_fairseq.compat import epochs
 from luna_fairseq.compat import trainer
+from luna_fairseq.compat import pruning
+from luna_fairseq.compat import limits
 from luna_fairseq.compat import commands
 from luna_fairseq.compat import decoding
 from luna_fairseq.compat import ending
@@ -37,11 +39,13 @@ __all__ = [
     "decoding",
     "ending",
     "epochs",
+    "limits",
     "loading",
     "matching",
     "noise",
     "options",
     "prepare",
+    "pruning",
     "switched_off",
     "tasks",
     "trainer",

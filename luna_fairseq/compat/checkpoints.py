@@ -56,11 +56,13 @@ def load_newest(original: Any, cfg: Any, trainer: Any, **kwargs: Any) -> Any:
     """The very first save may have been interrupted between two files."""
     from omegaconf import OmegaConf
 
-    from luna_fairseq.checkpoint_files import newest_checkpoint
+    from luna_fairseq.checkpoint_files import checkpoints_of, damaged, newest_checkpoint
 
     last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
     if cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix and not os.path.exists(last):
-        newest = newest_checkpoint(cfg.save_dir)
+        newest, others = newest_checkpoint(cfg.save_dir), checkpoints_of(cfg.save_dir)
+        if newest is None and others:
+            raise damaged(others[-1])
         if newest is not None:
             logger.warning(
                 "%s is missing: going on from %s; to start from scratch, name another --save-dir", last, newest

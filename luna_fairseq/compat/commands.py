@@ -1,9 +1,13 @@
-"""Commands that are refused: what trains nothing, trains alone in several processes, or cannot train."""
+"""Commands: what trains nothing or cannot work is refused; shards, and lines of text, are read as they were meant."""
 
+import functools
 import importlib.util
+import itertools
 import os
-from typing import Any
+import sys
+from typing import Any, Iterator, List, Tuple
 
+from luna_fairseq.compat._lines import Lines
 from luna_fairseq.compat._replace import replaces
 
 
@@ -112,7 +116,143 @@ def refuse_processes(original: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
     return original(cfg, main, **kwargs)
 
 
-# Around the one above, which asks for the TPU.
+# fairseq's programs -> whether they read one shard of --num-shards. eval_lm sees to it itself.
+_READS_A_SHARD = {"generate": True, "validate": True, "train": False, "interactive": False}
+
+
+def check_shards(cfg: Any, program: str) -> Tuple[int, int]:
+    """Refuse a shard that does not exist, or that the program would not read.
+
+    Args:
+        cfg: fairseq's whole config.
+        program: a module of ``fairseq_cli``, without the package.
+
+    Returns:
+        the shard, counted from 0, and how many there are.
+
+    Raises:
+        ValueError: with what to set.
+    """
+    shard, shards = cfg.dataset.shard_id, cfg.dataset.num_shards
+    if not 0 <= shard < shards:
+        raise ValueError(
+            f"--shard-id is {shard} and --num-shards {shards}: shards are counted from 0, so the last one is "
+            f"{max(shards, 1) - 1}"
+        )
+    if shards > 1 and not _READS_A_SHARD.get(program, True):
+        raise ValueError(f"--num-shards is {shards} and fairseq-{program} reads everything: leave it out")
+    return shard, shards
+
+
+# The shard that this process reads, and how many there are; and whether call_main has said so.
+_shard: Tuple[int, int] = (0, 1)
+_said = False
+
+
+def _of_a_shard(main: Any, shard: Tuple[int, int], *args: Any, **kwargs: Any) -> Any:
+    """A program that reads one shard; in whatever process it is started."""
+    global _shard, _said
+    before = _shard, _said
+    _shard, _said = shard, True
+    try:
+        return main(*args, **kwargs)
+    finally:
+        _shard, _said = before
+
+
+@replaces(
+    "fairseq.distributed.utils",
+    "call_main",
+    fairseq="reads everything in each shard: fairseq-validate does not look at --num-shards and --shard-id",
+    here="it reads its own; programs that read everything refuse the options",
+    since="fairseq 0.12.3",
+)
+def read_one_shard(original: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
+    # Not its module, which is __main__ where Python was given the file.
+    folder, program = os.path.split(getattr(main, "__globals__", {}).get("__file__") or "")
+    program = program.removesuffix(".py")
+    if os.path.basename(folder) == "fairseq_cli":
+        shard = check_shards(cfg, program)
+        main = functools.partial(_of_a_shard, main, shard if program in _READS_A_SHARD else (0, 1))
+    return original(cfg, main, **kwargs)
+
+
+@replaces(
+    "fairseq.tasks",
+    "setup_task",
+    fairseq="translates everything in each shard: fairseq-generate does not look at --num-shards and --shard-id",
+    here="it translates its own",
+    since="fairseq 0.12.3",
+)
+def translate_one_shard(original: Any, cfg: Any, **kwargs: Any) -> Any:
+    """The one program that does without call_main."""
+    global _shard
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(cfg) and not kwargs.get("from_checkpoint") and not _said:
+        root = cfg._get_root()
+        _shard = check_shards(root, "generate") if "num_shards" in (root.get("dataset") or ()) else (0, 1)
+    return original(cfg, **kwargs)
+
+
+@replaces(
+    "fairseq.data.iterators.EpochBatchIterator",
+    "__init__",
+    fairseq="is not told which shard of the data fairseq-generate and fairseq-validate are to read",
+    here="they get every so many-th batch",
+    since="fairseq 0.12.3",
+)
+def give_one_shard(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, *args, **kwargs)
+    number, count = _shard
+    if count > 1:
+        batches = self.frozen_batches
+        if len(batches) < count:
+            raise ValueError(
+                f"--num-shards is {count} and the data makes {len(batches)} batches: take fewer shards, or lower "
+                "--batch-size or --max-tokens"
+            )
+        self._frozen_batches = batches[number::count]
+
+
+def _lines_of_input(name: str) -> Iterator[str]:
+    if name != "-":
+        with open(name, "rb") as file:
+            yield from Lines(file, name)
+    elif hasattr(sys.stdin, "buffer"):
+        yield from Lines(sys.stdin.buffer, "the input")
+    else:  # no file: whoever runs the program has put something else there
+        yield from sys.stdin
+
+
+def _read(name: str, size: int) -> Iterator[List[str]]:
+    """What fairseq-interactive reads, so many lines at a time; ``-`` is the standard input."""
+    lines = _lines_of_input(name)
+    while buffer := [line.strip() for line in itertools.islice(lines, size)]:
+        yield buffer
+
+
+@replaces(
+    "fairseq.distributed.utils",
+    "call_main",
+    fairseq="ends a line at a lone carriage return in fairseq-interactive: all later translations have other numbers",
+    here="a line ends at its line feed",
+    since="fairseq 0.12.3",
+)
+def read_whole_lines_of_input(original: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
+    """The program is not imported by others: it sends all logging to standard output."""
+    names = getattr(main, "__globals__", {})
+    before = names.get("buffered_read")
+    if before is None:
+        return original(cfg, main, **kwargs)
+    names["buffered_read"] = _read
+    try:
+        return original(cfg, main, **kwargs)
+    finally:
+        names["buffered_read"] = before
+
+
+# Around the ones above, the first of which asks for the TPU.
 @replaces(
     "fairseq.distributed.utils",
     "call_main",
@@ -177,10 +317,11 @@ def refuse_float16(original: Any, self: Any, cfg: Any, *args: Any, **kwargs: Any
 @replaces(
     "fairseq.trainer.Trainer",
     "__init__",
-    fairseq="loads the plugin after call_main with fairseq-hydra-train, so that the check there comes too late",
-    here="the number of processes is looked at again before training",
+    fairseq="loads the plugin after call_main with fairseq-hydra-train, so that the checks there come too late",
+    here="the numbers of processes and of shards are looked at again before training",
     since="fairseq 0.12.3",
 )
 def refuse_processes_of_hydra(original: Any, self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
     check_processes(cfg)
+    check_shards(cfg, "train")
     original(self, cfg, *args, **kwargs)

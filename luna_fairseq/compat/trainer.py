@@ -1,14 +1,10 @@
-"""The trainer: divergence, patience, mixed precision, and several processes on a CPU."""
+"""The trainer: divergence, mixed precision, and several processes on a CPU."""
 
 import functools
-import importlib
-import logging
 import os
 from typing import Any
 
-from luna_fairseq.compat._replace import named, replaces, replaces_value
-
-logger = logging.getLogger(__name__)
+from luna_fairseq.compat._replace import replaces, replaces_value
 
 
 @replaces(
@@ -42,47 +38,6 @@ def explain_divergence(original: Any, self: Any, *args: Any, **kwargs: Any) -> A
 def look_at_forward_passes(original: Any) -> Any:
     """The backward hook of a module that returns a dictionary, as every encoder does, raises it in torch."""
     return functools.partial(original, backward=False)
-
-
-def _patience() -> Any:
-    """The function that keeps the count, imported late: its module sends all logging to standard output."""
-    return importlib.import_module("fairseq_cli.train").should_stop_early
-
-
-@replaces(
-    "fairseq.trainer.Trainer",
-    "save_checkpoint",
-    fairseq="keeps the count of --patience in the process alone",
-    here="a checkpoint holds it too",
-    since="fairseq 0.12.3",
-)
-def save_patience(original: Any, self: Any, filename: str, extra_state: Any) -> Any:
-    counted = _patience()
-    if hasattr(counted, "best"):  # of a run with patience alone
-        extra_state = {**extra_state, "patience": {"best": counted.best, "num_runs": counted.num_runs}}
-    return original(self, filename, extra_state)
-
-
-@replaces(
-    "fairseq.trainer.Trainer",
-    "load_checkpoint",
-    fairseq="begins to count --patience again after a restart, and goes on with a run that has stopped early",
-    here="the count goes on, and a run that has stopped early stays stopped",
-    since="fairseq 0.12.3",
-)
-def load_patience(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    extra_state = original(self, *args, **kwargs)
-    asked = named(original, self, *args, **kwargs)
-    patience = self.cfg.checkpoint.patience
-    count = (extra_state or {}).get("patience")
-    if patience <= 0 or not count or asked.get("reset_optimizer") or asked.get("reset_meters"):
-        return extra_state
-    counted = _patience()
-    counted.best, counted.num_runs = count["best"], count["num_runs"]
-    if count["num_runs"] >= patience:
-        logger.info("early stop since the last %d validations were no better: to go on, raise --patience", patience)
-        self.cfg.optimization.max_epoch = -1  # 0 would be no end
-    return extra_state
 
 
 @replaces(

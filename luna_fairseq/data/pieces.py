@@ -140,12 +140,16 @@ class Pieces:
 
 @contextmanager
 def quiet_import() -> Iterator[None]:
-    """Import fairseq without the line in which it asks for an optional package."""
+    """Import fairseq without the line in which it asks for an optional package; the root logger stays as it was."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def read_dictionary(path: Path) -> set[str]:

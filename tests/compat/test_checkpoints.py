@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from fairseq.file_io import PathManager
 
 from luna_fairseq.checkpoint_files import copy_atomically, newest_checkpoint, save_atomically
 from luna_fairseq.errors import CheckpointError
+from support.running import Corpus, logged, train
 from support.runs import assert_same, in_a_child
 
 
@@ -101,21 +102,75 @@ def test_an_interrupt_while_saving_is_an_interrupt(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
-def test_newest_checkpoint(tmp_path: Path) -> None:
-    def newest(*names: str, but: Any = None) -> Any:
+def _write(path: Path, updates: int, epoch: int = 1, batches: int = 0, optimizer: bool = True) -> None:
+    """A checkpoint, as far as its place in the training goes."""
+    state: Dict[str, Any] = {
+        "model": {"weight": torch.zeros(3)},
+        "optimizer_history": [{"num_updates": 1}, {"num_updates": updates}],
+        "extra_state": {"train_iterator": {"epoch": epoch, "iterations_in_epoch": batches}},
+    }
+    torch.save({**state, "last_optimizer_state": {}} if optimizer else state, path)
+
+
+def test_the_newest_checkpoint_is_the_farthest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Times are those of a copy, the farthest file being the oldest; names may say nothing."""
+
+    def newest(but: Any = None, **files: Any) -> Any:
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
-        for i, name in enumerate(names):
-            (tmp_path / name).touch()
-            os.utime(tmp_path / name, (i, i))
+        for name, place in files.items():
+            path = tmp_path / f"checkpoint{name}.pt"
+            if isinstance(place, bytes):
+                path.write_bytes(place)
+            else:
+                _write(path, *(place if isinstance(place, tuple) else (place,)))
+        for number, path in enumerate(sorted(tmp_path.iterdir(), reverse=True)):
+            os.utime(path, (number, number))
         found = newest_checkpoint(str(tmp_path), but)
-        return None if found is None else Path(found).name
+        return None if found is None else Path(found).name.removeprefix("checkpoint").removesuffix(".pt")
 
     assert newest_checkpoint(str(tmp_path / "nowhere")) is None
-    assert newest("crash.pt", "average.pt", "checkpoint_last.pt", "checkpoint2.pt.tmp") is None
-    assert newest("checkpoint_best.pt", "checkpoint10.pt", "checkpoint9.pt") == "checkpoint10.pt"
-    assert newest("checkpoint10.pt", "checkpoint_best.pt", "checkpoint9.pt") == "checkpoint_best.pt"
-    assert newest("checkpoint_3_120.pt", "checkpoint_3_40.pt", "checkpoint2.pt") == "checkpoint_3_120.pt"
-    assert newest("checkpoint3.pt", "checkpoint_3_120.pt") == "checkpoint3.pt"
-    assert newest("checkpoint3.pt", "checkpoint_3_120.pt", but="checkpoint3.pt") == "checkpoint_3_120.pt"
-    assert newest("checkpoint_best.pt", "checkpoint.best_loss_3.120.pt") == "checkpoint.best_loss_3.120.pt"
+    assert newest(_last=9, x=9, average=9) is None
+    assert newest(**{"_best": 100, "10": 1000, "9": 900}) == "10"
+    assert newest(**{"_best": 100, "10": 20, "9": 90}) == "_best"
+    assert newest(**{"_3_120": 120, "_3_40": 40, "2": 30}) == "_3_120"
+    assert newest(**{"3": (120, 4, 0), "_3_120": (120, 3, 40)}) == "3"
+    assert newest(**{"3": (120, 4, 0), "_3_120": (120, 3, 40)}, but="checkpoint3.pt") == "_3_120"
+    assert newest(**{"3": (120, 4, 0), "_best": (120, 4, 0)}) == "_best"
+    assert newest(**{"3": (120, 4, 0), "_best": (120, 4, 0, False)}) == "3"
+    assert newest(**{".best_loss_3.120": 8, "_best": 7}) == ".best_loss_3.120"
+    assert not caplog.records
+    damaged = {"cut": b"PK\x03\x04 and no more", "text": b"text", "empty": b""}
+    assert newest(**{"1": 10, **{f"_best{name}": content for name, content in damaged.items()}}) == "1"
+    assert len(caplog.records) == len(damaged)
+    assert "checkpoint_bestcut.pt cannot be read, and was passed over" in caplog.text
+    assert newest(**{"2": b"", "1": b""}) is None
+
+
+def test_only_what_says_how_far_it_is_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint may have gigabytes, and there may be many."""
+    for updates in (1, 2):
+        _write(tmp_path / f"checkpoint{updates}.pt", updates)
+        state = torch.load(tmp_path / f"checkpoint{updates}.pt")
+        torch.save({**state, "model": {"weight": torch.zeros(5_000_000)}}, tmp_path / f"checkpoint{updates}.pt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert newest_checkpoint(str(tmp_path)) == f"{tmp_path}/checkpoint2.pt"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000, "KiB, of 40,000"
+
+
+def test_a_folder_of_damaged_checkpoints_is_not_begun_again(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint1.pt").write_bytes(b"PK\x03\x04 and no more")
+    said = train(corpus, tmp_path, "--max-update", 1, code=1)
+    assert f"{tmp_path}/checkpoint1.pt (16 bytes) is cut short or damaged" in said.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint1.pt"]
+
+
+def test_a_copy_without_times_goes_on_from_the_last_epoch(corpus: Corpus, tmp_path: Path) -> None:
+    # Wanted is a higher loss, so that the best epoch is the first.
+    options = ["--maximize-best-checkpoint-metric", "--save-interval", 1, "--max-epoch"]
+    train(corpus, tmp_path, *options, 2)
+    (tmp_path / "checkpoint_last.pt").unlink()
+    for number, name in enumerate(("checkpoint2.pt", "checkpoint1.pt", "checkpoint_best.pt")):
+        os.utime(tmp_path / name, (number, number))
+    said = train(corpus, tmp_path, *options, 3)
+    assert f"going on from {tmp_path}/checkpoint2.pt" in said and logged(said, "num_updates")[0] == "11"

@@ -4,7 +4,9 @@ Each gets an empty folder, and a patch that is taken back when it ends.
 """
 
 import atexit
+import dataclasses
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -22,8 +24,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from fairseq import checkpoint_utils, tasks, utils
+from fairseq import checkpoint_utils, models, tasks, utils
 from fairseq.data import (
+    ConcatDataset,
     Dictionary,
     FairseqDataset,
     LanguagePairDataset,
@@ -31,10 +34,12 @@ from fairseq.data import (
     TokenBlockDataset,
     data_utils,
 )
+from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
 from fairseq.data.iterators import BufferedIterator
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_chunker_utils import Chunker
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model, fconv
 from fairseq.optim import AMPOptimizer
@@ -48,10 +53,10 @@ from fairseq.tasks.translation import TranslationConfig
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
 
-from luna_fairseq.compat import REPAIRS
+from luna_fairseq.compat import REPAIRS, commands
 from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError
 from support.evil import Evil
-from support.models import make_dictionary, make_model, make_sentences
+from support.models import CLS, make_dictionary, make_lra_config, make_model, make_sentences, make_task
 from support.running import write_indexed
 from support.trainers import make_sample, make_trainer, save, trained
 
@@ -171,11 +176,13 @@ def copy_whole(folder: Path, patch: Patch) -> None:
 
 
 def load_newest(folder: Path, patch: Patch) -> None:
-    (folder / "checkpoint1.pt").touch()
+    save(trained(folder), folder / "checkpoint1.pt")
     trainer = make_trainer(folder)
     asked: List[str] = []
     patch.setattr(trainer, "load_checkpoint", lambda path, *args, **kwargs: asked.append(path), raising=False)
-    patch.setattr(trainer, "get_train_iterator", lambda **kwargs: SimpleNamespace(epoch=1), raising=False)
+    patch.setattr(
+        trainer, "get_train_iterator", lambda **kwargs: SimpleNamespace(epoch=1, next_epoch_idx=1), raising=False
+    )
     checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer)
     assert asked == [str(folder / "checkpoint1.pt")]
 
@@ -265,10 +272,35 @@ def refuse_unknown_symbols(folder: Path, patch: Patch) -> None:
         data_utils.load_indexed_dataset(str(folder / "train"), make_dictionary(2))
 
 
-def break_at_sentences(folder: Path, patch: Patch) -> None:
+def keep_old_numpy(folder: Path, patch: Patch) -> None:
     lines = make_sentences([5, 9])
     blocks = TokenBlockDataset(lines, [5, 9], block_size=None, pad=1, eos=2, break_mode="eos")
     assert [len(block) for block in blocks] == [5, 9]
+    assert data_utils.get_buckets(np.arange(1, 10), 2).tolist() == [5, 9]
+
+
+def take_train_once(folder: Path, patch: Patch) -> None:
+    lines = make_sentences([5, 9])
+    assert len(ConcatDataset([lines, lines], [-1, 1])) == 4
+    with pytest.raises(DataError, match=r"--upsample-primary is -2: .*, at least 1"):
+        ConcatDataset([lines, lines], [-2, 1])
+
+
+def name_the_unequal_files(folder: Path, patch: Patch) -> None:
+    dictionary = make_dictionary()
+    for name, count in (("en", 3), ("de", 2)):
+        write_indexed(folder / name, make_sentences([5] * count), dictionary)
+    source, target = (MMapIndexedDataset(str(folder / name)) for name in ("en", "de"))
+    with pytest.raises(DataError, match=f"^{folder}/en has 3 examples and {folder}/de has 2: each line"):
+        LanguagePairDataset(source, source.sizes, dictionary, target, target.sizes, dictionary)
+
+
+def read_whole_lines(folder: Path, patch: Patch) -> None:
+    (folder / "text").write_bytes("\ufeffa\rb\r\nc\u2028d\x85e\n".encode())
+    with Chunker(str(folder / "text"), 0, 0) as lines:
+        assert list(lines) == ["a\rb\n", "c\u2028d\x85e\n"]
+    dictionary = make_dictionary()
+    assert len(IndexedRawTextDataset(str(folder / "text"), dictionary)) == 2
 
 
 # epochs
@@ -347,32 +379,6 @@ def look_at_forward_passes(folder: Path, patch: Patch) -> None:
         make_trainer(folder).train_step([make_sample(math.nan)])
 
 
-def _patience(patch: Patch, best: float, num_runs: int) -> Any:
-    from fairseq_cli import train
-
-    patch.setattr(train.should_stop_early, "best", best, raising=False)
-    patch.setattr(train.should_stop_early, "num_runs", num_runs, raising=False)
-    return train.should_stop_early
-
-
-def save_patience(folder: Path, patch: Patch) -> None:
-    _patience(patch, 1.25, 2)
-    state = torch.load(save(trained(folder), folder / "x.pt"))
-    assert state["extra_state"]["patience"] == {"best": 1.25, "num_runs": 2}
-
-
-def load_patience(folder: Path, patch: Patch) -> None:
-    path = save(trained(folder), folder / "x.pt", patience={"best": 1.25, "num_runs": 3})
-    counted = _patience(patch, 0.0, 0)
-    trainer = make_trainer(folder)
-    trainer.cfg.checkpoint.patience = 4
-    trainer.load_checkpoint(path)
-    assert (counted.best, counted.num_runs, trainer.cfg.optimization.max_epoch) == (1.25, 3, 0)
-    trainer.cfg.checkpoint.patience = 3
-    trainer.load_checkpoint(path)
-    assert trainer.cfg.optimization.max_epoch == -1
-
-
 def _amp(weight: Any, scaler: Any) -> AMPOptimizer:
     cfg = OmegaConf.create({"common": {"fp16_init_scale": 128, "min_loss_scale": 1e-4}, "optimizer": {}})
     sgd = SGD(SimpleNamespace(lr=[1.0], momentum=0.0, weight_decay=0.0), [weight])
@@ -406,6 +412,157 @@ def train_on_a_cpu(folder: Path, patch: Patch) -> None:
         torch.distributed.destroy_process_group()
 
 
+# pruning
+
+
+def _options(**changes: Any) -> Any:
+    return OmegaConf.create({**dataclasses.asdict(make_lra_config(**changes)), "_name": "lra"})
+
+
+def count_the_layers(folder: Path, patch: Patch) -> None:
+    cfg, dictionary = _options(encoder_layers=3, encoder_layers_to_keep="0,2"), make_dictionary()
+    dictionary.add_symbol(CLS)
+    model = models.build_model(cfg, make_task(dictionary))
+    assert len(model.encoder.layers) == cfg.encoder_layers == 2
+    for wrong in ("a", "0,0", "-1", "0;2"):
+        with pytest.raises(ValueError, match=f"--encoder-layers-to-keep is '{wrong}': give the numbers of layers"):
+            models.build_model(_options(encoder_layers_to_keep=wrong), make_task(dictionary))
+
+
+def prune_once(folder: Path, patch: Patch) -> None:
+    whole = {f"{side}.layers.{k}.w": (side, k) for side in ("encoder", "decoder") for k in range(3)}
+
+    def pruned(state: Any, **keep: Any) -> Any:
+        cfg = OmegaConf.create({"_name": "luna", **{f"{side}_layers_to_keep": which for side, which in keep.items()}})
+        return checkpoint_utils.prune_state_dict(dict(state), cfg)
+
+    first = pruned(whole, encoder="0,2", decoder=None)
+    assert first["encoder.layers.1.w"] == ("encoder", 2) and "encoder.layers.2.w" not in first
+    assert all(first[f"decoder.layers.{k}.w"] == ("decoder", k) for k in range(3))
+    assert pruned(first, encoder="0,2", decoder=None) == first
+    with pytest.raises(CheckpointMismatch, match="--decoder-layers-to-keep is 1,3 and the checkpoint has 3 layers"):
+        pruned(whole, encoder=None, decoder="1,3")
+
+
+def forget_the_other_layers(folder: Path, patch: Patch) -> None:
+    trainer = make_trainer(folder)
+    trainer.cfg.model = {"_name": "lra", "encoder_layers_to_keep": "0,2"}
+    trainer.load_checkpoint(str(folder / "checkpoint_last.pt"))
+    assert trainer.cfg.model.encoder_layers_to_keep is None
+
+
+# limits
+
+
+def _patience(patch: Patch, best: float, num_runs: int) -> Any:
+    from fairseq_cli import train
+
+    patch.setattr(train.should_stop_early, "best", best, raising=False)
+    patch.setattr(train.should_stop_early, "num_runs", num_runs, raising=False)
+    return train.should_stop_early
+
+
+def save_patience(folder: Path, patch: Patch) -> None:
+    _patience(patch, 1.25, 2)
+    state = torch.load(save(trained(folder), folder / "x.pt"))
+    assert state["extra_state"]["patience"] == {"best": 1.25, "num_runs": 2}
+
+
+def load_patience(folder: Path, patch: Patch) -> None:
+    path = save(trained(folder), folder / "x.pt", patience={"best": 1.25, "num_runs": 3})
+    counted = _patience(patch, 0.0, 0)
+    trainer = make_trainer(folder)
+    trainer.cfg.checkpoint.patience = 4
+    trainer.load_checkpoint(path)
+    assert (counted.best, counted.num_runs) == (1.25, 3)
+    trainer.load_checkpoint(path, reset_meters=True)
+    assert not hasattr(counted, "num_runs")
+    counted.best, counted.num_runs = 0.0, 0  # to be taken back
+
+
+def count_its_own_hours(folder: Path, patch: Patch) -> None:
+    path = save(trained(folder), folder / "x.pt", previous_training_time=7200.0)
+    trainer = make_trainer(folder)
+    trainer.load_checkpoint(path)
+    assert trainer.cumulative_training_time() > 7200
+    trainer.load_checkpoint(path, reset_meters=True)
+    assert trainer.cumulative_training_time() < 3600
+
+
+class _Batches:
+    """Of an epoch that is over."""
+
+    epoch, next_epoch_idx = 3, 4
+
+    def end_of_epoch(self) -> bool:
+        return True
+
+    def state_dict(self) -> Dict[str, int]:
+        return {"version": 2, "epoch": 4, "iterations_in_epoch": 0}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+def _without_data(trainer: Any, patch: Patch) -> Any:
+    patch.setattr(trainer, "get_train_iterator", lambda **kwargs: _Batches(), raising=False)
+    patch.setattr(checkpoint_utils.save_checkpoint, "best", 9.0, raising=False)
+    return trainer
+
+
+def stay_finished(folder: Path, patch: Patch) -> None:
+    save(trained(folder), folder / "checkpoint_last.pt")
+    trainer = _without_data(make_trainer(folder), patch)
+    trainer.cfg.optimization.max_update = 2
+    checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer)
+    assert trainer.cfg.optimization.max_epoch == 0
+    trainer.cfg.optimization.max_update = 1
+    checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer)
+    assert trainer.cfg.optimization.max_epoch == -1
+
+
+def refuse_to_save_nothing(folder: Path, patch: Patch) -> None:
+    cfg = make_trainer_config(folder, patch)
+    assert distributed_utils.is_master(cfg.distributed_training)
+    cfg.checkpoint.write_checkpoints_asynchronously = True
+    patch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package iopath, without which nothing would be trained"):
+        distributed_utils.is_master(cfg.distributed_training)
+
+
+def remember_the_batches(folder: Path, patch: Patch) -> None:
+    trainer = make_trainer(folder)
+    task: Any = trainer.task
+    batches = SimpleNamespace(first_batch="DUMMY")
+    task.load_dataset = lambda *args, **kwargs: None
+    task.dataset = task.max_positions = lambda *args: None
+    task.get_batch_iterator = lambda **kwargs: batches
+    trainer.get_train_iterator(1)
+    assert trainer.batches_of_epoch is batches
+
+
+def save_the_last_epoch(folder: Path, patch: Patch) -> None:
+    trainer = _without_data(trained(folder), patch)
+    trainer.batches_of_epoch = _Batches()
+    trainer.cfg.checkpoint.save_interval = 2
+    trainer.lr_step(3, 1.5)
+    assert not list(folder.iterdir())
+    trainer.cfg.optimization.max_epoch = 3
+    trainer.lr_step(3, 1.5)
+    assert {path.name for path in folder.iterdir()} == {"checkpoint_best.pt", "checkpoint_last.pt"}
+
+
+def save_something(folder: Path, patch: Patch) -> None:
+    trainer: Any = _without_data(trained(folder), patch)
+    options = trainer.cfg.checkpoint
+    options.no_last_checkpoints = options.no_epoch_checkpoints = True
+    checkpoint_utils.save_checkpoint(options, trainer, _Batches(), None)
+    assert not list(folder.iterdir())
+    trainer.cfg.optimization.max_update = 1
+    checkpoint_utils.save_checkpoint(options, trainer, _Batches(), None)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint_last.pt"]
+
+
 # commands
 
 
@@ -426,6 +583,58 @@ def make_trainer_config(folder: Path, patch: Patch, **common: Any) -> Any:
     with pytest.MonkeyPatch.context() as alone:
         alone.delenv("WORLD_SIZE", raising=False)
         return make_trainer(folder, **common).cfg
+
+
+def _program(name: str, **known: Any) -> Any:
+    """The main function of one of fairseq's programs, which are not imported here."""
+    known["__file__"] = f"/fairseq_cli/{name}.py"
+    exec("def main(cfg): return work(cfg)", known)
+    return known["main"]
+
+
+def read_one_shard(folder: Path, patch: Patch) -> None:
+    cfg = make_trainer_config(folder, patch)
+    cfg.dataset.num_shards, cfg.dataset.shard_id = 2, 1
+    seen: List[Any] = []
+
+    def work(cfg: Any) -> None:
+        seen.extend(map(list, _batches(epoch=1).frozen_batches))
+
+    distributed_utils.call_main(cfg, _program("validate", work=work))
+    assert seen == [list(batch) for batch in _batches(epoch=1).frozen_batches[1::2]]
+    with pytest.raises(ValueError, match="--num-shards is 2 and fairseq-train reads everything: leave it out"):
+        distributed_utils.call_main(cfg, _program("train", work=work))
+    cfg.dataset.shard_id = 2
+    with pytest.raises(ValueError, match=r"--shard-id is 2 and --num-shards 2: .* the last one is 1"):
+        distributed_utils.call_main(cfg, _program("eval_lm", work=work))
+
+
+def translate_one_shard(folder: Path, patch: Patch) -> None:
+    patch.setattr(commands, "_shard", (0, 1))
+    for shards, wanted in ((3, (2, 3)), (1, (0, 1))):
+        groups = {"dataset": {"num_shards": shards, "shard_id": shards - 1}, "task": {"_name": "nobody"}}
+        with pytest.raises(AssertionError, match="Could not infer task type"):
+            tasks.setup_task(OmegaConf.create(groups).task)
+        assert commands._shard == wanted
+
+
+def give_one_shard(folder: Path, patch: Patch) -> None:
+    whole = [list(batch) for batch in _batches(epoch=1).frozen_batches]
+    patch.setattr(commands, "_shard", (1, 3))
+    assert [list(batch) for batch in _batches(epoch=1).frozen_batches] == whole[1::3]
+    patch.setattr(commands, "_shard", (0, 99))
+    with pytest.raises(ValueError, match=r"--num-shards is 99 and the data makes \d+ batches: take fewer shards"):
+        _batches(epoch=1)
+
+
+def read_whole_lines_of_input(folder: Path, patch: Patch) -> None:
+    (folder / "text").write_bytes("\ufeffa\rb\r\n\nc\u2028d\n e".encode())
+    seen: List[Any] = []
+    main = _program("interactive", buffered_read=lambda name, size: [Path(name).read_text().split()], work=None)
+    known = main.__globals__
+    known["work"] = lambda cfg: seen.extend(known["buffered_read"](str(folder / "text"), 2))
+    distributed_utils.call_main(make_trainer_config(folder, patch), main)
+    assert seen == [["a\rb", ""], ["c\u2028d", "e"]]
 
 
 def want_no_tpu(folder: Path, patch: Patch) -> None:

@@ -57,6 +57,11 @@ def make_plain(value: Any, seen: Dict[int, Any]) -> Any:
     return value
 
 
+def _visible(name: str) -> str:
+    """The name of an option, which may have been made to be printed."""
+    return name[:60].encode("unicode_escape").decode()
+
+
 def check_options(path: str, options: Any) -> None:
     """Refuse options that ask for something of this machine.
 
@@ -90,7 +95,7 @@ def check_options(path: str, options: Any) -> None:
             text = value if isinstance(value, str) else value.decode("latin1")
             if "${" in text and not _OTHER_OPTION.fullmatch(text):
                 raise CheckpointError(
-                    f"{path} was not loaded: its option {where[:60]} is {text[:60]!r}, which would be filled in from "
+                    f"{path} was not loaded: its option {_visible(where)} is {text[:60]!r}, which would be filled in from "
                     "this machine; get a checkpoint whose options are plain values"
                 )
 
@@ -111,7 +116,7 @@ def forget_files(path: str, options: Any) -> None:
             "%s: its option %s is %r, of the machine that it comes from: it is not opened; give your own if it is "
             "needed",
             path,
-            where,
+            _visible(where),
             inside[key],
         )
         inside[key] = None

@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any, Collection, Dict, List
 
-from luna_fairseq.compat._replace import replaces
+from luna_fairseq.compat._replace import named, replaces
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,17 @@ def load_from_folders(
 def choose_the_users_pieces(original: Any, model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
     from omegaconf import DictConfig, open_dict
 
-    loaded = original(model_name_or_path, *args, **kwargs)
+    _check_names(kwargs)
+    # Without the user's pieces, which fairseq would mix with the checkpoint's.
+    loaded = original(
+        model_name_or_path, *args, **{name: value for name, value in kwargs.items() if name not in _FILES}
+    )
     cfg = loaded["args"]
     if not isinstance(cfg, DictConfig):  # a vocoder
         return loaded
-    task_data = getattr(getattr(cfg, "task", None), "data", None)
-    folders = [str(path) for path in (model_name_or_path, task_data) if path]
+    data = str(named(original, model_name_or_path, *args, **kwargs).get("data_name_or_path", "."))
+    model = str(model_name_or_path)
+    folders = [model, os.path.join(model, data) if data.startswith(".") else data]
     paths = {option: os.path.join(folders[0], name) for name, option in _BESIDE.items()}
     kwargs = {**{option: path for option, path in paths.items() if os.path.exists(path)}, **kwargs}
     with open_dict(cfg):
@@ -104,18 +109,31 @@ def choose_the_users_pieces(original: Any, model_name_or_path: Any, *args: Any, 
     return loaded
 
 
+def _name(pieces: Any) -> Any:
+    """What pieces or a tokeniser are called, which may have options."""
+    return pieces.get("_name") if hasattr(pieces, "keys") else pieces
+
+
+def _check_names(kwargs: Dict[str, Any]) -> None:
+    """Refuse pieces that nobody knows, before the checkpoint is loaded."""
+    from fairseq.registry import REGISTRIES
+
+    for kind in _FILES:
+        name, known = _name(kwargs.get(kind)), REGISTRIES[kind]["registry"]
+        if name is not None and name not in known:
+            raise ValueError(f"{kind} is {name!r}: take one of {', '.join(sorted(known))}")
+
+
 def _chosen(kind: str, saved: Any, kwargs: Dict[str, Any], folders: Collection[str]) -> Any:
     """The options of the pieces, or of the tokeniser: the user's, or a checkpoint's that are safe, or None."""
     from fairseq.dataclass.utils import overwrite_args_by_name
     from fairseq.registry import REGISTRIES
     from omegaconf import DictConfig
 
-    name = saved.get("_name") if isinstance(saved, DictConfig) else saved
+    name = _name(saved)
     given = kwargs.get(kind)
     if given is not None:
-        own = given.get("_name") if isinstance(given, dict | DictConfig) else given
-        if own not in REGISTRIES[kind]["registry"]:
-            raise ValueError(f"{kind} is {own!r}: take one of {', '.join(sorted(REGISTRIES[kind]['registry']))}")
+        own = _name(given)
         if name is not None and name != own:
             logger.warning("%s is %s, as you say, and not %r, as the checkpoint says", kind, own, name)
         options = REGISTRIES[kind]["dataclass_registry"].get(own)

@@ -66,7 +66,7 @@ def allow_plain_classes() -> Undo:
 # What the reader of a pickle trips over when somebody else wrote it.
 _NOT_READ = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError),
-    struct.error,
+    *(struct.error, SyntaxError),
 )
 
 

@@ -205,7 +205,9 @@ def test_pieces_in_the_users_folders_are_taken(corpus: Corpus, change: Any, tmp_
 
 def _old(state: Dict[str, Any], **more: Any) -> Namespace:
     cfg = state["cfg"]
-    return Namespace(**{**cfg["task"], **cfg["model"], "arch": "luna", "task": "translation", **more})
+    return Namespace(
+        **{**cfg["task"], **cfg["model"], "arch": "luna", "task": "translation", "criterion": "cross_entropy", **more}
+    )
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -95,8 +95,8 @@ def check_options(path: str, options: Any) -> None:
             text = value if isinstance(value, str) else value.decode("latin1")
             if "${" in text and not _OTHER_OPTION.fullmatch(text):
                 raise CheckpointError(
-                    f"{path} was not loaded: its option {_visible(where)} is {text[:60]!r}, which would be filled in from "
-                    "this machine; get a checkpoint whose options are plain values"
+                    f"{path} was not loaded: its option {_visible(where)} is {text[:60]!r}, which would be filled in "
+                    "from this machine; get a checkpoint whose options are plain values"
                 )
 
 

@@ -54,7 +54,7 @@ class DType:
         order = _text(state[1]) if plain else None
         if type(order) is not str or order not in ("<", ">", "|", "="):
             raise RefusedError(f"a numpy dtype {self.dtype} that is more than its name says")
-        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[call-overload]
+        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
 
     def __reduce__(self) -> Any:
         return self.dtype.__reduce__()
@@ -79,7 +79,7 @@ class Array(np.ndarray):
     def __new__(cls, *_: Any) -> "Array":
         raise RefusedError("a numpy array that numpy did not write")
 
-    def __setstate__(self, state: Any) -> None:  # type: ignore[override]
+    def __setstate__(self, state: Any) -> None:
         if self._built:
             raise RefusedError("a numpy array with two contents")
         if type(state) is not tuple or len(state) != 5:
@@ -95,7 +95,7 @@ class Array(np.ndarray):
             or math.prod(max(1, size) for size in shape) * dtype.itemsize > _MOST_BYTES
         ):
             raise RefusedError(f"a numpy array of {dtype} whose shape does not fit its {len(data)} bytes")
-        super().__setstate__((1, shape, dtype, bool(columns_first), data))
+        super().__setstate__((1, shape, dtype, bool(columns_first), data))  # type: ignore[arg-type]
         self._built = True
 
     def __reduce_ex__(self, protocol: Any) -> Any:

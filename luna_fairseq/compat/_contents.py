@@ -23,7 +23,8 @@ _OTHER_OPTION = re.compile(r"\$\{\.*\w+(\.\w+)*\}")
 _MOST_OPTIONS = 100_000
 _ABSOLUTE = re.compile(r"\s*([/\\~]|[A-Za-z]:[/\\]|[A-Za-z][\w+.-]*://)")
 # Such as --encoder-embed-path, --load-pretrained-encoder-from, --pretrained-mlm-checkpoint.
-_FILE_OPTION = re.compile(r"path$|pretrained")
+_FILE_OPTION = re.compile(r"(embed|model|w2v)_path$|pretrained")
+_MACHINE = {"plasma_path"}  # where a service of this machine is, which must be a text
 
 
 def make_plain(value: Any, seen: Dict[int, Any]) -> Any:
@@ -134,6 +135,8 @@ def _files(options: Any, where: str) -> Iterator[Tuple[Dict[str, Any], str, str]
         if isinstance(value, dict | Namespace):
             yield from _files(value, place)
         elif isinstance(value, str) and value:
+            if key in _MACHINE:
+                continue
             if key == "data":  # a folder of this machine may be right, and what the user names takes its place
                 names_file = "://" in value
             else:

@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 
 from luna_fairseq._version import __version__
 from luna_fairseq.checkpoint_files import whole_file
+from luna_fairseq.console import one_line
+from luna_fairseq.errors import CheckpointError
 
 START = "<!-- luna-fairseq writes from here ... -->"
 END = "<!-- ... to here. What stands before and after is yours and stays. -->"
@@ -60,7 +62,10 @@ def parse_scores(given: str, test_set: str) -> List[Score]:
         try:
             found = json.loads(Path(given).read_text(encoding="utf-8"))
             found = found if isinstance(found, list) else [found]
-            return [Score(test_set, one["name"], str(one["score"]), one.get("signature", "")) for one in found]
+            scores = [Score(test_set, one["name"], str(one["score"]), one.get("signature", "")) for one in found]
+            if not all(_SCORE.fullmatch(str(score)) and "<!--" not in str(score) for score in scores):
+                raise ValueError("a line of a card cannot hold it")
+            return scores
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{given} holds no score as sacrebleu prints it (JSON with name, score and signature): give "
@@ -133,10 +138,18 @@ def write_card(path: Path, name: str, checkpoint: Dict[str, Any], scores: List[S
 
     Raises:
         ValueError: if the file is there and is not a card.
+        CheckpointError: if the checkpoint holds other things than fairseq's.
     """
     before, _, after = _parts(path) if path.exists() else ("", "", "\n")
     latest = {(s.test_set, s.metric, s.signature): s for s in scores}
-    text = f"{before}{START}\n{_render(name, checkpoint, list(latest.values()))}{END}{after}"
+    try:
+        own = _render(name, checkpoint, list(latest.values()))
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"there is no card of {name}: it does not say what it is as fairseq-train does "
+            f"({type(error).__name__}: {one_line(error)[:200]})"
+        ) from error
+    text = f"{before}{START}\n{own}{END}{after}"
     with whole_file(path) as file:
         file.write(text.encode())
 
@@ -162,30 +175,38 @@ def _render(name: str, checkpoint: Dict[str, Any], scores: List[Score]) -> str:
     architecture = model.get("_name") or model.get("arch")
 
     rows = {
-        "architecture": f"`{architecture}`" + "".join(f", {key} {value}" for key, value in _changes(model).items()),
+        "architecture": _code(architecture)
+        + "".join(f", {_cell(key)} {_cell(value)}" for key, value in _changes(model).items()),
         "parameters": f"{count_parameters(checkpoint['model']):,}",
-        "task": f"`{task.get('_name') or task.get('task')}`" + _languages(task),
-        "data": f"`{task.get('data')}`",
-        "training": _training(cfg, runs[0], extra.get("previous_training_time")),
+        "task": _code(task.get("_name") or task.get("task")) + _cell(_languages(task)),
+        "data": _code(task.get("data")),
+        "training": _cell(_training(cfg, runs[0], extra.get("previous_training_time"))),
         "weights": f"the mean of the {len(averaged)} checkpoints below" if averaged else "of one checkpoint",
         "this card": f"by luna-fairseq {__version__}, fairseq {fairseq.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",
         "licence": "not stated: write below under which one the weights may be used, and what the data allows. The "
         "code of luna-fairseq is under MIT",
     }
-    lines = [f"# {name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""]
+    lines = [
+        f"# {_cell(name)}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in rows.items()),
+        "",
+    ]
     lines += [f"fairseq loads it with `--user-dir $(luna-fairseq user-dir) --path {name}`.", ""]
-    lines += [f"| checkpoint | epoch | updates | validation {metric} |", "|---|---|---|---|"]
+    lines += [f"| checkpoint | epoch | updates | validation {_cell(metric)} |", "|---|---|---|---|"]
     for run in runs:
         cells = ["" if run[key] is None else run[key] for key in ("checkpoint", "epoch", "updates", "validation")]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     none = f"None yet; `luna-fairseq card {name} --test-set NAME --score FILE` adds what `sacrebleu` has printed."
     lines += ["", "## Scores", "", *(map(str, scores) if scores else [none]), ""]
     lines += [
         "<details><summary>Config</summary>",
         "",
         "```yaml",
-        OmegaConf.to_yaml(cfg, sort_keys=True).strip(),
+        OmegaConf.to_yaml(_fenced(cfg), sort_keys=True).strip(),
         "```",
         "",
         "</details>",
@@ -196,7 +217,7 @@ def _render(name: str, checkpoint: Dict[str, Any], scores: List[Score]) -> str:
 def _plain(cfg: Any) -> Any:
     """A config as plain dictionaries, lists, numbers and strings."""
     if OmegaConf.is_config(cfg):
-        return _plain(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+        return _plain(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))
     if isinstance(cfg, Namespace):
         return _plain(vars(cfg))
     if isinstance(cfg, dict):
@@ -204,6 +225,30 @@ def _plain(cfg: Any) -> Any:
     if isinstance(cfg, list | tuple):
         return [_plain(value) for value in cfg]
     return cfg if cfg is None or isinstance(cfg, bool | int | float | str) else str(cfg)
+
+
+def _escaped(text: str, harmful: str) -> str:
+    """The text with each match of ``harmful`` spelt by the numbers of its characters."""
+    return re.sub(harmful, lambda match: "".join(f"\\u{ord(char):04x}" for char in match[0]), text)
+
+
+def _cell(value: Any) -> str:
+    """What a checkpoint says, for a cell of a table: it cannot be a link, a picture, HTML or another cell."""
+    return _escaped(str(value), r"[^\w .,:;/+@%=~'\[\]-]")
+
+
+def _code(value: Any) -> str:
+    """What a checkpoint says, as code in a cell of a table."""
+    return "`" + _escaped(str(value), r"[`|<>\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]") + "`"
+
+
+def _fenced(value: Any) -> Any:
+    """A config for a block of code: no text in it ends the block, or is a mark of this card."""
+    if isinstance(value, dict):
+        return {_fenced(key): _fenced(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_fenced(part) for part in value]
+    return _escaped(value, "```|~~~|<!--|-->") if isinstance(value, str) else value
 
 
 def _changes(model: Dict[str, Any]) -> Dict[str, Any]:

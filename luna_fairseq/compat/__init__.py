@@ -14,6 +14,7 @@ nothing, :func:`prepare` does.
 # isort: off
 from luna_fairseq.compat import noise
 from luna_fairseq.compat import loading
+from luna_fairseq.compat import hub
 from luna_fairseq.compat import checkpoints
 from luna_fairseq.compat import matching
 from luna_fairseq.compat import data
@@ -39,6 +40,7 @@ __all__ = [
     "decoding",
     "ending",
     "epochs",
+    "hub",
     "limits",
     "loading",
     "matching",

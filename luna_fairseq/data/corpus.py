@@ -33,6 +33,7 @@ from luna_fairseq.data.documents import Block, deal, scan
 from luna_fairseq.data.files import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
+    alone_in,
     copy_file,
     digest,
     need_file,
@@ -102,6 +103,11 @@ class Preparation:
             raise PreparationError(
                 f"--out {self.out} has a colon, at which fairseq separates data folders: rename it"
             )
+        with alone_in(self.args.out.resolve()):
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Do what is not done yet, alone in OUT."""
         for path in itertools.chain.from_iterable(self.texts.values()):
             need_file(path)
         settings = self.settings()

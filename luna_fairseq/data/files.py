@@ -1,11 +1,15 @@
 """Files and folders that appear whole or not at all."""
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from luna_fairseq.errors import PreparationError
 
 BYTE_ORDER_MARK = "\ufeff"
 BLOCK_BYTES = 1 << 20  # how much of a large file is read at once
+_HOST = re.sub(r"[^\w.]", "_", socket.gethostname()) or "localhost"
+_LONG_AGO = 24 * 3600
 
 
 def need_file(path: Path) -> Path:
@@ -40,16 +46,71 @@ def count_lines(path: Path) -> int:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside ``path``; what an interrupted run left under such a name goes away."""
+    """A name beside ``path`` that no other process takes; what a run that is over left there goes away."""
     path.parent.mkdir(parents=True, exist_ok=True)
     start = f".{path.name}.tmp-"
     for stale in path.parent.iterdir():
-        if stale.name.startswith(start):
+        if stale.name.startswith(start) and not _at_work(stale, stale.name.removeprefix(start)):
             if stale.is_dir():
-                shutil.rmtree(stale)
+                shutil.rmtree(stale, ignore_errors=True)
             else:
-                stale.unlink()
-    return path.with_name(f"{start}{os.getpid()}")
+                stale.unlink(missing_ok=True)
+    return path.with_name(f"{start}{_HOST}-{os.getpid()}")
+
+
+def _at_work(path: Path, owner: str) -> bool:
+    """Whether the process that a temporary name bears may still write there."""
+    host, _, process = owner.rpartition("-")
+    if not host:  # of an earlier version
+        return False
+    try:
+        if host != _HOST:  # of another machine only the time is known
+            return time.time() - path.stat().st_mtime < _LONG_AGO
+        if int(process) == os.getpid():
+            return False
+        os.kill(int(process), 0)
+    except (FileNotFoundError, ProcessLookupError, OverflowError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Refuse a second command that prepares the same folder at the same time.
+
+    The folder itself is locked, and the system frees it when this process ends, however that is. Some file systems
+    lock no folders; there temporary names keep two commands apart.
+
+    Raises:
+        PreparationError: if another command is at work.
+    """
+    made = False
+    while True:
+        made |= not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise PreparationError(
+                f"another command is preparing {folder} at this moment: wait for its end, or name another folder"
+            ) from error
+        except OSError:  # of a file system without locks
+            pass
+        # A folder that was finished in this moment has taken the place of the one that is locked now.
+        if folder.is_dir() and os.path.samestat(os.fstat(lock), folder.stat()):
+            break
+        os.close(lock)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        os.close(lock)
 
 
 @contextmanager

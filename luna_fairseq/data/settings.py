@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from luna_fairseq.data.files import read_json, whole_folder, write_json
+from luna_fairseq.data.files import alone_in, read_json, whole_folder, write_json
 from luna_fairseq.errors import PreparationError
 
 SETTINGS, SMOKE = "settings.json", "smoke"
@@ -49,15 +49,16 @@ def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable
         settings: all that decides the result; OUT keeps them.
         fill: writes everything to the folder that it gets; returns options of fairseq-train.
     """
-    out = (out / SMOKE if smoke else out).resolve()
-    if begun(out, settings):
-        print(f"already prepared: {out}")
-        return
-    with whole_folder(out) as temporary:
-        options = fill(temporary)
-        write_json(temporary / SETTINGS, settings)
-        for path in out.iterdir() if out.is_dir() else ():
-            os.rename(path, temporary / path.name)
+    with alone_in(out.resolve()):
+        out = (out / SMOKE if smoke else out).resolve()
+        if begun(out, settings):
+            print(f"already prepared: {out}")
+            return
+        with whole_folder(out) as temporary:
+            options = fill(temporary)
+            write_json(temporary / SETTINGS, settings)
+            for path in out.iterdir() if out.is_dir() else ():
+                os.rename(path, temporary / path.name)
     print(f"prepared: {out}")
     print(f"data for {options}: {out}")
 

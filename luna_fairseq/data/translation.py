@@ -28,7 +28,7 @@ import regex
 
 from luna_fairseq.console import positive, progress, run
 from luna_fairseq.data.binarise import binarise
-from luna_fairseq.data.files import count_lines, need_file, whole_folder, write_json
+from luna_fairseq.data.files import alone_in, count_lines, need_file, whole_folder, write_json
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.recipes import RECIPES, Recipe, lines_of
 from luna_fairseq.data.settings import SETTINGS, SMOKE, begun
@@ -76,6 +76,11 @@ class Preparation:
 
     def __call__(self) -> None:
         """Do what is not done yet."""
+        with alone_in(self.args.out.resolve()):
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Do what is not done yet, alone in OUT."""
         settings = self.settings()
         begun(self.out, settings)
         global _recipe

@@ -24,7 +24,7 @@ from sacrebleu.dataset import DATASETS
 
 from luna_fairseq.console import one_line, run
 from luna_fairseq.data.download import download, verify
-from luna_fairseq.data.files import BLOCK_BYTES, count_lines, whole_file
+from luna_fairseq.data.files import BLOCK_BYTES, alone_in, count_lines, whole_file
 from luna_fairseq.errors import PreparationError
 
 LANGUAGES = ("en", "de")
@@ -38,11 +38,13 @@ class Archive:
         url: its public address.
         digest: its checksum, ``sha256:HEX`` or ``md5:HEX``.
         members: file of OUT/raw -> the name in the archive; a .sgm becomes lines of text.
+        most: more bytes than the public one has, so that no answer fills the disk.
     """
 
     url: str
     digest: str
     members: dict[str, str]
+    most: int = 2 << 30
 
     @property
     def name(self) -> str:
@@ -59,7 +61,8 @@ def _test_set(split: str, key: str) -> Archive:
     known = DATASETS[key]
     assert known.data and known.md5 and known.langpairs
     files = dict(zip(LANGUAGES, known.langpairs["en-de"], strict=False))
-    return Archive(known.data[0], f"md5:{known.md5[0]}", {f"{split}.{lang}": files[lang] for lang in LANGUAGES})
+    members = {f"{split}.{lang}": files[lang] for lang in LANGUAGES}
+    return Archive(known.data[0], f"md5:{known.md5[0]}", members, most=256 << 20)
 
 
 ARCHIVES = (
@@ -149,17 +152,23 @@ def fetch(out: Path, source: str | None, checksums: Path | None) -> None:
     remote = source is None or re.match(r"https?://", source)
     if not remote and not Path(str(source)).is_dir():
         raise PreparationError(f"--source {source} is neither a folder nor an address: correct it")
+    with alone_in(out):
+        _get(archives, out, source if remote else None, None if remote else Path(str(source)))
+
+
+def _get(archives: Sequence[Archive], out: Path, mirror: str | None, folder: Path | None) -> None:
+    """Get what is missing, from a folder or else a mirror or else the public addresses, and take it apart."""
     raw = out / "raw"
     for archive in archives:
         if all((raw / name).exists() for name in archive.members):
             continue
-        if remote:
+        if folder is None:
             path = out / "archives" / archive.name
             if not path.exists():
-                url = f"{source.rstrip('/')}/{archive.name}" if source else archive.url
-                download(url, path, archive.digest)
+                url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
+                download(url, path, archive.digest, archive.most)
         else:
-            path = Path(str(source)) / archive.name
+            path = folder / archive.name
             if not path.is_file():
                 raise PreparationError(f"{path} does not exist: put {archive.url} there, or leave out --source")
             verify(path, archive.digest, f"get {archive.url} again")

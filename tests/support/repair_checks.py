@@ -4,6 +4,7 @@ Each gets an empty folder, and a patch that is taken back when it ends.
 """
 
 import atexit
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from fairseq import checkpoint_utils, models, tasks, utils
+from fairseq import checkpoint_utils, hub_utils, models, tasks, utils
 from fairseq.data import (
     ConcatDataset,
     Dictionary,
@@ -132,6 +134,35 @@ def explain_what_was_not_loaded(folder: Path, patch: Patch) -> None:
             checkpoint_utils.load_checkpoint_to_cpu(str(folder / f"{name}.pt"))
 
 
+def name_the_cause(folder: Path, patch: Patch) -> None:
+    torch.save({"model": {}, "cfg": {"task": None}, "args": None}, folder / "x.pt")
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a checkpoint of fairseq .it has no 'best_loss'"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(folder / "x.pt"))
+
+
+class _TellsTheEmbeddings:
+    """A task whose models are nothing."""
+
+    def build_model(self, cfg: Any) -> Any:
+        self.path = cfg.encoder_embed_path
+        return SimpleNamespace(load_state_dict=lambda *_, **__: None, set_num_updates=lambda _: None)
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+def build_without_files(folder: Path, patch: Patch) -> None:
+    state = torch.load(save(trained(folder), folder / "x.pt"))
+    state.update(args=None, cfg={"model": {"encoder_embed_path": "embeddings.txt"}})
+    torch.save(state, folder / "x.pt")
+    task = _TellsTheEmbeddings()
+    checkpoint_utils.load_model_ensemble_and_task([str(folder / "x.pt")], task=task)
+    assert task.path is None
+    overrides = {"encoder_embed_path": "mine.txt"}
+    checkpoint_utils.load_model_ensemble_and_task([str(folder / "x.pt")], overrides, task=task)
+    assert task.path == "mine.txt"
+
+
 def compare_checksums(folder: Path, patch: Patch) -> None:
     state = torch.load(save(trained(folder), folder / "x.pt"))
     weights = state["model"]["linear.weight"].numpy().tobytes()
@@ -140,6 +171,31 @@ def compare_checksums(folder: Path, patch: Patch) -> None:
     (folder / "x.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="is cut short or damaged"):
         checkpoint_utils.load_checkpoint_to_cpu(str(folder / "x.pt"))
+
+
+# hub
+
+
+def load_from_folders(folder: Path, patch: Patch) -> None:
+    with tarfile.open(folder / "x.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("x"))
+    before = (folder / "x.tar.gz").read_bytes()
+    patch.setattr(checkpoint_utils, "load_model_ensemble_and_task", lambda *_, **__: ([], None, None))
+    with pytest.raises(ValueError, match=r"x\.tar\.gz is a file: name a folder; an archive is not unpacked here"):
+        hub_utils.from_pretrained(str(folder), "x.pt", str(folder / "x.tar.gz"))
+    assert (folder / "x.tar.gz").read_bytes() == before
+
+
+def choose_the_users_pieces(folder: Path, patch: Patch) -> None:
+    saved = {"_name": "subword_nmt", "bpe_codes": "http://127.0.0.1/codes", "bpe_separator": "@@"}
+    cfg = OmegaConf.create({"bpe": saved, "tokenizer": "space", "generation": {"replace_unk": "words.txt"}})
+    patch.setattr(checkpoint_utils, "load_model_ensemble_and_task", lambda *_, **__: ([], copy.deepcopy(cfg), None))
+    options = hub_utils.from_pretrained(str(folder), "x.pt", str(folder))["args"]
+    assert options.bpe is None and options.tokenizer == "space" and options.generation.replace_unk is None
+    options = hub_utils.from_pretrained(str(folder), "x.pt", str(folder), bpe="characters", replace_unk="mine")[
+        "args"
+    ]
+    assert options.bpe == "characters"
 
 
 # checkpoints

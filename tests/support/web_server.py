@@ -3,7 +3,7 @@
 import http.server
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, List, Optional
 
@@ -19,21 +19,31 @@ class Server(http.server.BaseHTTPRequestHandler):
         path = self.folder / self.path.lstrip("/")
         asked = self.headers.get("Range")
         self.asked.append(asked)
-        trouble = self.trouble.pop(0) if self.trouble else ""
-        if trouble == "busy" or not path.exists():
-            self.send_error(503 if trouble else 404)
+        trouble = (self.trouble.pop(0) if self.trouble else "").split(", ")
+        if "busy" in trouble or not path.exists():
+            self.send_error(503 if "busy" in trouble else 404)
             return
         content = path.read_bytes()
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and trouble != "no ranges" else 0
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and "no ranges" not in trouble else 0
         if start and start >= len(content):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if "flood" in trouble:
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(256):
+                    self.wfile.write(bytes(1 << 20))
+            return
+        length = "abc" if "no length" in trouble else 1 << 40 if "long" in trouble else len(content) - start
+        self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(content[start : len(content) // 2] if trouble == "cut" else content[start:])
+        end = len(content) // 2 if "cut" in trouble else len(content) // 4 if "cut early" in trouble else len(content)
+        self.wfile.write(content[start:end])
+
+    do_HEAD = do_GET
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from luna_fairseq.console import positive, run
 from luna_fairseq.data.demo.corpus import generate, words
-from luna_fairseq.data.files import whole_file
+from luna_fairseq.data.files import alone_in, whole_file
 from luna_fairseq.errors import PreparationError
 
 
@@ -35,12 +35,13 @@ def prepare(out: Path, seed: int, sizes: dict[str, int]) -> None:
     except RuntimeError as error:
         raise PreparationError(str(error)) from error
     random.Random(seed).shuffle(pairs)
-    for split, size in sizes.items():
-        part, pairs = pairs[:size], pairs[size:]
-        english, german = [pair.en for pair in part], [pair.de for pair in part]
-        _write(out / f"{split}.en", english)
-        _write(out / f"{split}.de", german)
-        print(f"{split}: {size} pairs, {len(words(english))} English and {len(words(german))} German words")
+    with alone_in(out.resolve()):
+        for split, size in sizes.items():
+            part, pairs = pairs[:size], pairs[size:]
+            english, german = [pair.en for pair in part], [pair.de for pair in part]
+            _write(out / f"{split}.en", english)
+            _write(out / f"{split}.de", german)
+            print(f"{split}: {size} pairs, {len(words(english))} English and {len(words(german))} German words")
 
 
 def main(prog: str, arguments: list[str]) -> int:

@@ -9,33 +9,24 @@ import numpy as np
 from luna_fairseq.console import one_line
 from luna_fairseq.data.files import need_file
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.stand_ins import NUMPY
 
 GREY = (0.2989, 0.5870, 0.1140)  # how much red, green and blue count
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain objects and arrays of bytes, and nothing that could run."""
+    """Reads plain objects and arrays of numbers, and nothing that could run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-            return np.empty(0).__reduce__()[0]  # where it lies depends on the numpy
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return self._bytes_only
         if (module, name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them for Python 2
             return self._latin1
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if (stand_in := NUMPY.get(f"{module}.{name}")) is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return stand_in
 
     @staticmethod
     def _latin1(text: str, encoding: str) -> bytes:
         return text.encode("latin1")
-
-    @staticmethod
-    def _bytes_only(name: str | bytes, *options: Any) -> np.dtype:
-        if name not in ("u1", b"u1"):
-            raise pickle.UnpicklingError(f"it has an array of {name!r}")
-        return np.dtype("u1", *options)
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +46,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path} does not have data of 3,072 bytes an image and labels from 0 to 9: name the folder "
             "cifar-10-batches-py"
         )
-    colours = data.reshape(-1, 3, 1024).astype(np.float64)
+    colours = np.array(data).reshape(-1, 3, 1024).astype(np.float64)
     grey = sum(weight * colours[:, number] for number, weight in enumerate(GREY))
     return np.rint(grey).astype(np.uint8), np.array(labels, dtype=np.int64)
 

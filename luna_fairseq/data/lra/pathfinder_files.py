@@ -1,5 +1,6 @@
 """The published files of the Pathfinder task: metadata that is text, and PNG images."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,12 +47,19 @@ def read_png(path: Path, size: int) -> np.ndarray:
     import PIL.Image
 
     try:
-        with PIL.Image.open(path, formats=("PNG",)) as image:
-            mode, found, pixels = image.mode, image.size, np.asarray(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            image = PIL.Image.open(path, formats=("PNG",))
+        with image:
+            if image.mode != "L" or image.size != (size, size):  # before it is decoded: it may be large
+                raise PreparationError(
+                    f"{path} is {image.size[0]}x{image.size[1]} in mode {image.mode}, not {size}x{size} in grey: "
+                    "give its --size"
+                )
+            return np.asarray(image).reshape(-1)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise PreparationError(
+            f"{path} says that it is far larger than {size}x{size}: remove it from the metadata"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise PreparationError(f"{path} is not a whole PNG image: remove it from the metadata") from error
-    if mode != "L" or found != (size, size):
-        raise PreparationError(
-            f"{path} is {found[0]}x{found[1]} in mode {mode}, not {size}x{size} in grey: give its --size"
-        )
-    return pixels.reshape(-1)

@@ -5,9 +5,11 @@ import os
 import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -20,6 +22,7 @@ from luna_fairseq.data.lra import pathfinder
 from luna_fairseq.data.lra.cifar10 import read_batch
 from luna_fairseq.data.lra.expressions import evaluate, parse
 from luna_fairseq.data.lra.pathfinder_image import generate
+from support.evil import Pickled
 from support.forks import REAL
 
 EVERY_BYTE = bytes(range(256))
@@ -456,10 +459,16 @@ def test_unsafe_and_wrong_batches(prepare: Prepare, tmp_path: Path) -> None:
     good = {b"data": np.zeros((1, 3072), dtype=np.uint8), b"labels": [3]}
     refusal = f"{path} is not a file of CIFAR-10: "
     needs = f"{path} does not have data of 3,072 bytes an image and labels from 0 to 9: name the folder "
+    fields = {"a": (np.dtype("u1"), 1 << 40)}
     cases: List[Tuple[Any, str]] = [
         ({**good, b"more": Runs(trap)}, f"{refusal}it asks for posix.mkdir"),
-        ({**good, b"data": np.array([Runs(trap)], dtype=object)}, f"{refusal}it has an array of 'O8'"),
-        ({**good, b"data": np.zeros((1, 3072), dtype=np.int16)}, f"{refusal}it has an array of 'i2'"),
+        ({**good, b"data": np.array([Runs(trap)], dtype=object)}, f"{refusal}a numpy dtype 'O8'"),
+        ({**good, b"data": np.zeros((1, 3072), dtype="i1,i1")}, f"{refusal}a numpy dtype 'V2'"),
+        (
+            {**good, b"data": Pickled(np.dtype, (b"u1",), (3, b"|", None, ("a",), fields, 8, 1, 0))},
+            f"{refusal}a numpy",
+        ),
+        ({**good, b"data": np.zeros((1, 3072), dtype=np.int16)}, needs),
         ({**good, b"data": np.zeros((2, 3072), dtype=np.uint8)}, needs),
         ({**good, b"data": np.zeros((1, 1024), dtype=np.uint8)}, needs),
         ({**good, b"data": [0] * 3072}, needs),
@@ -553,6 +562,16 @@ def test_published_pathfinder(prepare: Prepare, tmp_path: Path) -> None:
     assert said.startswith(f"the folder {data}/curv_baseline does not exist: name the folder that has the folder of")
 
 
+def png_header(side: int) -> bytes:
+    """The beginning of a picture of so many pixels."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(9)))]
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def test_wrong_published_pathfinder(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pytest.importorskip("PIL.Image")
     data, level = tmp_path / "pathfinder", "curv_baseline"
@@ -571,6 +590,10 @@ def test_wrong_published_pathfinder(prepare: Prepare, tmp_path: Path, monkeypatc
     path.write_bytes(b"no image")
     said = prepare(*usual, "--size", 32, code=1)
     assert said == f"{path} is not a whole PNG image: remove it from the metadata"
+    for side in (10_000, 60_000):  # of the one pillow warns, the other it refuses
+        path.write_bytes(png_header(side))
+        said = prepare(*usual, "--size", 32, code=1)
+        assert said == f"{path} says that it is far larger than 32x32: remove it from the metadata"
     path.unlink()
     assert prepare(*usual, "--size", 32, code=1) == f"the file {path} does not exist: name one that does"
     metadata = data / level / "metadata" / "9.npy"

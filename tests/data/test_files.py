@@ -1,0 +1,109 @@
+"""Two commands that prepare one folder at the same time, and what commands leave behind."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from luna_fairseq import cli
+from luna_fairseq.data import files
+from luna_fairseq.data.files import alone_in, whole_file, whole_folder
+from luna_fairseq.errors import PreparationError
+from support.forks import commands
+from support.running import Corpus
+from support.runs import in_a_child
+
+LRA = "--train 8 --valid 4 --test 4 --workers 1".split()
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("kind", ["demo", "corpus", "translation", "listops", "fetch"])
+def test_a_second_command_is_told_of_the_first(
+    kind: str, smoke: bool, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it is; a smoke run writes inside of the same folder."""
+    out, text = tmp_path / "out", corpus.text
+    to, one = ["--out", str(out)], ["--workers", "1", "--vocab-size", "60"]
+    corpora = [f"--{split}={text}/{split}" for split in ("train", "valid", "test")]
+    arguments = {
+        "demo": ["prepare", "demo", str(out), "--train", "20", "--valid", "2", "--test", "2"],
+        "corpus": ["prepare", "corpus", *(f"{option}.en" for option in corpora), *to, *one],
+        "translation": ["prepare", "translation", *corpora, *to, *one],
+        "listops": ["prepare", "listops", *to, "--max-length", "40", "--min-length", "10", *LRA],
+        "fetch": ["fetch", "wmt14", *to, "--source", str(text)],
+    }[kind]
+    if smoke and kind in ("demo", "fetch"):
+        pytest.skip("has no smoke run")
+    arguments += ["--smoke"] * smoke
+    with alone_in(out):
+        assert cli.main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == (
+        f"luna-fairseq {' '.join(arguments[:2])}: another command is preparing {out} at this moment: wait for its "
+        "end, or name another folder"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["listops", "corpus"])
+def test_two_commands_at_once_end_well_or_with_a_sentence(kind: str, corpus: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = corpus.text
+    arguments = {
+        "listops": ["--max-length", "40", "--min-length", "10", *LRA],
+        "corpus": ["--train", f"{text}/train.en", "--valid", f"{text}/valid.en", "--vocab-size", "60"],
+    }[kind]
+    command = [str(commands() / "luna-fairseq"), "prepare", kind, "--out", str(out), *arguments]
+    done = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0] for process in done]
+    assert [process.returncode for process in done].count(0) >= 1, outputs
+    for process, output in zip(done, outputs, strict=True):
+        assert "Traceback" not in output
+        assert ("prepared: " if process.returncode == 0 else "another command is preparing") in output
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_is_free_when_its_command_is_over(tmp_path: Path) -> None:
+    """Killed, too; a folder that was there stays, and one that was not goes if nothing came into it."""
+    mine, new = tmp_path / "mine", tmp_path / "more" / "new"
+    mine.mkdir()
+    for folder in (mine, new):
+        lock = alone_in(folder)
+
+        def killed(lock=lock) -> None:  # type: ignore[no-untyped-def]
+            lock.__enter__()
+            os.kill(os.getpid(), 9)
+
+        assert in_a_child(killed) == -9
+        new.rmdir() if new.exists() else None
+        with alone_in(folder), pytest.raises(PreparationError, match="another command is preparing"):
+            alone_in(folder).__enter__()
+    assert mine.exists() and not new.exists()
+    with alone_in(new), whole_folder(new) as temporary:
+        (temporary / "file").touch()
+    assert (new / "file").exists()
+
+
+def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this machine a process is known; of others the time."""
+    sleeps = subprocess.Popen(["sleep", "60"])
+    host = files._HOST
+    alive = tmp_path / f".x.tmp-{host}-{sleeps.pid}"
+    elsewhere, long_ago = tmp_path / ".x.tmp-another-1", tmp_path / ".x.tmp-other.one-2"
+    dead = [tmp_path / f".x.tmp-{host}-{2**22 + 5}", tmp_path / ".x.tmp-1", tmp_path / f".x.tmp-{host}-me", long_ago]
+    for path in (alive, elsewhere, *dead):
+        path.mkdir()
+        (path / "half").touch()
+    os.utime(long_ago, (0, time.time() - 48 * 3600))
+    try:
+        with whole_file(tmp_path / "x") as temporary:
+            temporary.write_text("whole")
+        assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere, tmp_path / "x"])
+    finally:
+        sleeps.kill()
+        sleeps.wait()
+    with whole_file(tmp_path / "x") as temporary:
+        temporary.write_text("again")
+    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, tmp_path / "x"])

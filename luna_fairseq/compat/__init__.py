@@ -22,6 +22,8 @@ from luna_fairseq.compat import trainer
 from luna_fairseq.compat import commands
 from luna_fairseq.compat import decoding
 from luna_fairseq.compat import ending
+from luna_fairseq.compat import locking
+from luna_fairseq.compat import signals
 from luna_fairseq.compat import options
 from luna_fairseq.compat import tasks
 
@@ -38,10 +40,12 @@ __all__ = [
     "ending",
     "epochs",
     "loading",
+    "locking",
     "matching",
     "noise",
     "options",
     "prepare",
+    "signals",
     "switched_off",
     "tasks",
     "trainer",

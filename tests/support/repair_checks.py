@@ -504,6 +504,7 @@ def lock_the_save_dir(folder: Path, patch: Patch) -> None:
     cfg = make_trainer(folder).cfg
     (folder / "checkpoint_last.pt.elsewhere-1-0123abcd.tmp").touch()
     patch.setattr(locking, "_held", {})
+    patch.setattr(signals, "_watch", None)
     _start_of_a_training(cfg)
     try:
         assert [path.name for path in folder.iterdir()] == [locking.NAME]
@@ -532,7 +533,7 @@ def listen_to_signals(folder: Path, patch: Patch) -> None:
     cfg.checkpoint.no_save = True
     patch.setattr(signals, "_watch", None)
     heard: List[Any] = []
-    patch.setattr(signals.Watch, "begin", heard.append)
+    patch.setattr(signals.Watch, "begin", lambda watch: heard.append(watch))
     _start_of_a_training(cfg)
     assert heard == [signals._watch] != [None]
 

@@ -10,7 +10,6 @@ from typing import Any, Callable, List, Tuple
 from fairseq.trainer import Trainer
 
 from luna_fairseq import plugin
-
 from support.running import ADAM, TINY, TRAIN, USER_DIR, Corpus
 
 plugin.load()  # once, and not in every fork

@@ -5,7 +5,9 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
+import socket
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
@@ -13,23 +15,40 @@ from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
 import torch
 
 from luna_fairseq.errors import CheckpointError
+from luna_fairseq.outputs import replaceable
 
 _ZIP = b"PK\x03\x04"  # how torch tells its own format from the one of before 1.6, which holds no checksums
 _NAME = re.compile(r"checkpoint(?:\d+|_\d+_\d+|[._]best\S*)\.pt")
 logger = logging.getLogger(__name__)
 
 
+_HOST = re.sub(r"[^\w.-]", "_", socket.gethostname())
+# Of a process: "X.pt.HOST-PROCESS-RANDOM.tmp". Of versions before that: "X.pt.tmp".
+_TEMPORARY = re.compile(r"(?P<name>.+\.pt)(?:\.(?P<host>[\w.-]+)-(?P<process>\d+)-[0-9a-f]{8})?\.tmp")
+
+
+def _other_name(path: str) -> bool:
+    """Whether a link is but another name for a checkpoint of its folder, which stays what it is."""
+    target = os.path.realpath(path)
+    beside = os.path.dirname(target) == os.path.realpath(os.path.dirname(path) or ".")
+    return os.path.islink(path) and beside and _NAME.fullmatch(os.path.basename(target)) is not None
+
+
 @contextlib.contextmanager
 def whole_file(path: Union[str, Path]) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` at the end, and never if anything goes wrong."""
-    # Always the same name: what a killed run leaves is overwritten by the next save, and does not pile up.
-    temporary = f"{path}.tmp"
+    """A file to write that becomes ``path`` at the end, and never if anything goes wrong.
+
+    A link is followed, except for one to a checkpoint beside it.
+    """
+    target = str(path) if _other_name(str(path)) else str(replaceable(path))
+    # No other process has this name, and what a killed one leaves is known by it: see remove_temporary_files.
+    temporary = f"{target}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
@@ -63,6 +82,40 @@ def copy_atomically(source: str, path: str) -> None:
     """
     with open(source, "rb") as whole, whole_file(path) as file:
         shutil.copyfileobj(whole, file, 1 << 20)
+
+
+def remove_temporary_files(folder: str, suffix: str = "") -> None:
+    """Remove what trainings that were killed while they saved have left in a ``--save-dir``.
+
+    Only its owner may: see :mod:`luna_fairseq.compat.locking`. Files that other commands write there stay.
+
+    Args:
+        folder: the ``--save-dir``.
+        suffix: its ``--checkpoint-suffix``.
+    """
+    written = re.compile(
+        rf"crash\.pt|checkpoint(\d+|_\d+_\d+|_best|_last|\.best_\S+?)({re.escape(suffix)})?(-\S+)?\.pt", re.ASCII
+    )
+    for path in Path(folder).iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or not written.fullmatch(match["name"]) or path.is_symlink() or not path.is_file():
+            continue
+        if match["host"] != _HOST or not _is_alive(int(match["process"])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether it is another process that is there."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def check_whole(path: str) -> None:

@@ -18,3 +18,11 @@ class DataError(ValueError):
 
 class PreparationError(Exception):
     """Data cannot be prepared from what was given."""
+
+
+class OutputError(OSError):
+    """What is to be written would take the place of something that is no file."""
+
+
+class FolderInUse(RuntimeError):
+    """Another process trains into the folder."""

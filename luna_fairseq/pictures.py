@@ -1,6 +1,9 @@
 """Matplotlib, which is optional, without a display."""
 
+from pathlib import Path
 from typing import Any
+
+from luna_fairseq.data.files import whole_file
 
 
 def load_pyplot() -> Any:
@@ -18,3 +21,16 @@ def load_pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture, whole or not at all; the same bytes for the same picture.
+
+    Raises:
+        ValueError: if the ending of the name is not that of a picture.
+    """
+    kind = path.suffix[1:].lower()
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"{path} does not say what kind of picture it is: name a file that ends in .png or .svg")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)

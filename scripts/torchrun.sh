@@ -6,7 +6,8 @@
 # OPTIONS are those of fairseq-hydra-train, such as optimization.max_update=1000. An update takes update_freq batches of
 # every process: with another number of them than in the config, keep the product by optimization.update_freq=[N].
 # On many machines give the same command on each, with NODES and HEAD; the same folders must be there, OUT shared.
-# It can be interrupted: the same command goes on from the last checkpoint. A run that has begun takes other options, or
+# It can be interrupted: at SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1 the training ends after the update at hand, with
+# a checkpoint, at the second signal at once, and the same command goes on. A run that has begun takes other options, or
 # another number of processes, only with CHANGED=1: in that epoch some sentences may then come twice, or not at all.
 # scripts/slurm.sh is for a Slurm cluster.
 # Run it in an environment that has the plugin: PATH=.venv/bin:$PATH scripts/torchrun.sh ...
@@ -56,8 +57,11 @@ RUN=$(printf '%s\n' "$CONFIG" "$DATA" "$((NODES * PROCESSES)) processes" "$@")
 if [ -f "$OUT/.trained" ]; then echo "already trained: $OUT"; exit; fi
 rm -f "$OUT/failed"
 
-# Each process has a log; the first one's is train.log.
-export OUT RUN
+# Each process has a log; the first one's is train.log. The signals that torchrun sends to the whole group of a process
+# are for the training alone: who waits for it, and writes the log, ends after it.
+STARTED=$(mktemp -d)
+trap 'rm -rf "$STARTED"' EXIT
+export OUT RUN STARTED
 # shellcheck disable=SC2016
 process='
 set -euo pipefail
@@ -72,10 +76,16 @@ if [ "$RANK" = 0 ]; then
   fi
   echo "$RUN" > "$OUT/run"
 fi
-fairseq-hydra-train "$@" distributed_training.distributed_world_size="$WORLD_SIZE" \
-  distributed_training.distributed_rank="$RANK" distributed_training.device_id="$LOCAL_RANK" \
-  distributed_training.distributed_init_method=env:// distributed_training.distributed_no_spawn=true 2>&1 \
-  | tee -ai "$log" || {
+trap : HUP INT TERM USR1 USR2
+(
+  echo "$BASHPID" > "$STARTED/$RANK"
+  exec fairseq-hydra-train "$@" distributed_training.distributed_world_size="$WORLD_SIZE" \
+    distributed_training.distributed_rank="$RANK" distributed_training.device_id="$LOCAL_RANK" \
+    distributed_training.distributed_init_method=env:// distributed_training.distributed_no_spawn=true 2>&1 9>&-
+) | (
+  trap "" HUP INT TERM USR1 USR2
+  exec tee -a "$log" 9>&-
+) || {
     echo "process $RANK (exit code $?): $(grep -v -e HYDRA_FULL_ERROR -e "^[[:space:]]*$" "$log" | tail -n 1)" >> "$OUT/failed"
     exit 1
   }
@@ -86,19 +96,40 @@ else
   meeting=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${SLURM_JOB_ID:-${CONFIG##*/}}")
 fi
 echo "training $CONFIG in $NODES x $PROCESSES processes; log: $OUT/train.log"
+job='' stopped='' when=0
+# stop SIGNAL: the trainings end when they have saved. They hear of it themselves: torchrun would kill them after 30
+# seconds. Twice in a moment is the same wish, come by two ways.
+stop() {
+  local training told=
+  [ -z "$stopped" ] || ((SECONDS - when > 1)) || return 0
+  stopped=$1 when=$SECONDS
+  for training in "$STARTED"/*; do
+    if kill -s "$1" "$(cat "$training" 2> /dev/null)" 2> /dev/null; then told=1; fi
+  done
+  [ -n "$told$job" ] || return 0
+  [ -n "$told" ] || kill "$job" 2> /dev/null || true
+}
+for signal in HUP INT TERM USR1 USR2; do
+  # shellcheck disable=SC2064
+  trap "stop $signal" "$signal"
+done
+# In a process group of its own: what a terminal sends comes by this script alone.
+set -m
 torchrun "${meeting[@]}" --nproc-per-node "$PROCESSES" --no-python bash -c "$process" process \
   --config-dir "$PWD/configs/$(dirname "$CONFIG")" --config-name "$(basename "$CONFIG")" common.user_dir="$USER_DIR" \
   task.data="'$DATA'" checkpoint.save_dir="$OUT/checkpoints" hydra.run.dir="$OUT/hydra" \
-  "${device[@]}" "${small[@]}" "$@" &
+  "${device[@]}" "${small[@]}" "$@" < /dev/null &
 job=$!
-# torchrun ends its processes when it is told to end; the shell by itself would leave all running.
-stopped=
-trap 'stopped=1; kill "$job" 2> /dev/null' HUP INT TERM
+set +m
+if [ -n "$stopped" ]; then when=-9 && stop "$stopped"; fi
 wait "$job" && code=0 || code=$?
 while kill -0 "$job" 2> /dev/null; do  # a signal ends "wait", not yet the job
   wait "$job" && code=0 || code=$?
 done
-[ -z "$stopped" ] || fail "interrupted: the same command goes on from the last checkpoint"
+if [ "$code" != 0 ] && [ -n "$stopped" ]; then
+  echo "$(basename "$0"): interrupted by SIG$stopped: the same command goes on from the last checkpoint" >&2
+  exit $((128 + $(kill -l "$stopped")))
+fi
 [ "$code" = 0 ] || fail "training stopped: $(cat "$OUT/failed" 2> /dev/null || echo "torchrun says why above") (log: $OUT/train.log)"
 check_trained "$OUT"
 touch "$OUT/.trained"

@@ -15,6 +15,7 @@ def _average(args: argparse.Namespace) -> None:
     from luna_fairseq.average import average_checkpoints, last_checkpoints
     from luna_fairseq.checkpoint_files import save_atomically
     from luna_fairseq.model_card import card_path, read_scores, write_card
+    from luna_fairseq.outputs import replaceable
 
     paths = [Path(name) for name in args.inputs]
     by_update = args.num_update_checkpoints is not None
@@ -24,12 +25,14 @@ def _average(args: argparse.Namespace) -> None:
             raise ValueError("with --num-epoch-checkpoints or --num-update-checkpoints, --inputs is one folder")
         paths = last_checkpoints(paths[0], count, by_update, args.checkpoint_upper_bound)
     output = Path(args.output)
+    replaceable(output)
     if output.exists() and (
         output.resolve() in [path.resolve() for path in paths]
         or re.fullmatch(r"checkpoint(\d+|_\d+_\d+|_last|_best\S*)\.pt", output.name)
     ):
         raise ValueError(f"{output} is a checkpoint of a run, with its optimizer: name another --output")
     card = card_path(output)
+    replaceable(card)
     read_scores(card)  # no other file is written over
     for path in paths:
         print(f"averaging {path}")

@@ -25,6 +25,8 @@ from luna_fairseq.compat import limits
 from luna_fairseq.compat import commands
 from luna_fairseq.compat import decoding
 from luna_fairseq.compat import ending
+from luna_fairseq.compat import locking
+from luna_fairseq.compat import signals
 from luna_fairseq.compat import options
 from luna_fairseq.compat import tasks
 
@@ -43,11 +45,13 @@ __all__ = [
     "hub",
     "limits",
     "loading",
+    "locking",
     "matching",
     "noise",
     "options",
     "prepare",
     "pruning",
+    "signals",
     "switched_off",
     "tasks",
     "trainer",

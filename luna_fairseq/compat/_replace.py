@@ -15,8 +15,12 @@ gets fairseq's own function as its original, the second one gets the first, and 
 import contextlib
 import dataclasses
 import functools
+import importlib.abc
+import importlib.util
 import inspect
+import os
 import pkgutil
+import sys
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 Undo = Callable[[], None]
@@ -124,29 +128,79 @@ class _Place:
 _PLACES: Dict[Tuple[int, str], _Place] = {}
 
 
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Calls a function once somebody has imported a module."""
+
+    def __init__(self, module: str, then: Undo) -> None:
+        self.module, self.then = module, then
+        sys.meta_path.insert(0, self)
+
+    def stop(self) -> None:
+        """Do not wait any more."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """What the others find, which calls the function when it has been executed."""
+        if fullname != self.module:
+            return None
+        self.stop()
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_then(module: Any) -> None:
+                execute(module)
+                self.then()
+
+            spec.loader.exec_module = execute_then  # type: ignore[method-assign]
+        return spec
+
+
+def _modules_of_a_command(name: str) -> List[Any]:
+    """The module of a command of fairseq's in this process, by both of its names; it may be none."""
+    file = os.path.join(*name.split(".")) + ".py"
+    main = sys.modules.get("__main__")
+    found = [sys.modules.get(name), main if (getattr(main, "__file__", None) or "").endswith(file) else None]
+    return [module for module in found if module is not None]
+
+
 def replace(owner: Owner, name: str, layer: Callable[[Any], Any]) -> Callable[[Repair], Undo]:
     """The ``act`` of a repair that puts a layer around something of fairseq's.
 
     Args:
-        owner: what has it; looked up, and imported, when the repair is switched on.
+        owner: what has it; looked up, and imported, when the repair is switched on. But the commands in
+            ``fairseq_cli`` set up the logging when they are imported, and are waited for.
         name: the name of the attribute, or the key of the entry.
         layer: what was there -> what is there now.
     """
 
     def act(repair: Repair) -> Undo:
-        owners = [pkgutil.resolve_name(owner)] if isinstance(owner, str) else owner()
-        # A module may be known by two names.
-        places = list({id(one): _PLACES.setdefault((id(one), name), _Place(one, name)) for one in owners}.values())
+        places: Dict[int, _Place] = {}
+        waiting: List[_WhenImported] = []
         key = REPAIRS.index(repair)
 
+        def put(owners: Sequence[Any]) -> None:
+            for one in owners:  # a module may be known by two names
+                place = places[id(one)] = _PLACES.setdefault((id(one), name), _Place(one, name))
+                place.layers[key] = layer
+                place.build()
+
         def undo() -> None:
-            for place in places:
+            for waits in waiting:
+                waits.stop()
+            for place in places.values():
                 del place.layers[key]
                 place.build()
 
-        for place in places:
-            place.layers[key] = layer
-            place.build()
+        if not isinstance(owner, str):
+            put(owner())
+        elif owner.startswith("fairseq_cli."):
+            put(_modules_of_a_command(owner))
+            if owner not in sys.modules:
+                waiting.append(_WhenImported(owner, lambda: put([sys.modules[owner]])))
+        else:
+            put([pkgutil.resolve_name(owner)])
         return undo
 
     return act

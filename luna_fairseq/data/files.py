@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import replaceable
 
 BYTE_ORDER_MARK = "\ufeff"
 BLOCK_BYTES = 1 << 20  # how much of a large file is read at once
@@ -116,6 +117,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to, which becomes ``path`` at the end, or is removed after an error."""
+    path = replaceable(path)
     temporary = _temporary(path)
     try:
         yield temporary

@@ -21,6 +21,7 @@ from luna_fairseq.optim.apollo import FairseqApollo, FairseqApolloConfig
 from support.forks import REAL
 from support.models import make_bert, make_model
 from support.running import APOLLO, ROOT, USER_DIR, Corpus, LMCorpus, logged, run_command, train
+from support.runs import assert_same
 
 # Options of a tiny run that saves after every update. No dropout: its random numbers are those of a process.
 SIZES = "layers=2 embed_dim=16 ffn_embed_dim=32 attention_heads=2".split()
@@ -208,9 +209,9 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
             job.terminate()
         else:
             os.kill(_process(out, victim), signal.SIGKILL)
-        output = _finish(job, code=1, timeout=WITHIN)
+        output = _finish(job, code=143 if victim is None else 1, timeout=WITHIN)
         if victim is None:
-            assert "torchrun.sh: interrupted: the same command goes on" in output.splitlines()[-1]
+            assert "torchrun.sh: interrupted by SIGTERM: the same command goes on" in output.splitlines()[-1]
         else:
             assert f"torchrun.sh: training stopped: process {victim} (exit code 137)" in output
         assert not _processes(out)
@@ -246,10 +247,52 @@ def test_zero_sharding_trains_the_same_and_goes_on(
     job = start("torchrun.sh", out, data, *options, sharding, PROCESSES=2)
     _wait_for_update(job, out)
     job.terminate()
-    _finish(job, code=1, timeout=WITHIN)
+    _finish(job, code=143, timeout=WITHIN)
     assert "Loaded checkpoint" in _finish(start("torchrun.sh", out, data, *options, sharding, PROCESSES=2))
     _alone(tmp_path / "one", data, *options, "optimization.update_freq=[2]")
     _assert_same_training(out, tmp_path / "one", updates=20)
+
+
+def _wait_for_line(job: Job, log: Path, sign: str, count: int) -> None:
+    deadline = time.monotonic() + 240
+    while not log.exists() or log.read_text().count(sign) < count:
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0][-6000:]
+        time.sleep(0.01)
+
+
+@pytest.mark.long
+def test_a_signal_ends_all_processes_after_the_same_update(corpus: Corpus, start: Start, tmp_path: Path) -> None:
+    """To the script, to one of the trainings, or to torchrun; bit for bit as if nothing had been."""
+    options = [*TRANSLATION, *MANY_UPDATES, "checkpoint.save_interval_updates=0"]
+    out, whole = tmp_path / "stopped", tmp_path / "whole"
+    updates = 0
+    for victim, number in (("script", signal.SIGUSR1), (0, signal.SIGTERM), (1, signal.SIGINT), ("torchrun", 15)):
+        job = start("torchrun.sh", out, corpus.data, *options, PROCESSES=2)
+        _wait_for_line(job, out / "train.log", "train_inner", updates + 2)
+        if victim == "script":
+            process = job.pid
+        elif victim == "torchrun":
+            found = _processes(out).items()
+            process = next(pid for pid, (command, _) in found if command[1:2] == [str(REAL / "torchrun")])
+        else:
+            process = _process(out, int(victim))
+        os.kill(process, number)
+        output = _finish(job, code=138 if victim == "script" else 1, timeout=WITHIN)
+        assert not _processes(out)
+        log = (out / "train.log").read_text()
+        updates = log.count("train_inner")
+        sentence = (
+            f"ended by {signal.Signals(number).name} after update {updates}, with a checkpoint in {out}/checkpoints"
+        )
+        assert sentence in log and sentence in output and sentence in log.strip().splitlines()[-1]
+        last = torch.load(out / "checkpoints" / "checkpoint_last.pt")
+        assert last["optimizer_history"][-1]["num_updates"] == updates < 20
+    _finish(start("torchrun.sh", out, corpus.data, *options, PROCESSES=2))
+    _finish(start("torchrun.sh", whole, corpus.data, *options, PROCESSES=2))
+    states = [torch.load(folder / "checkpoints" / "checkpoint_last.pt") for folder in (out, whole)]
+    for part in ("model", "last_optimizer_state"):
+        assert_same(*(state[part] for state in states), part)
+    assert (out / "train.log").read_text().count("train_inner") == 20
 
 
 SLURM = {
@@ -266,11 +309,24 @@ shift
 export SLURM_JOB_ID=$JOB SLURM_JOB_NODELIST=node[1-2]
 exec bash "$RECORD.script" "$@"
 """,
-    "scontrol": "[ \"$*\" = 'show hostnames node[1-2]' ] && printf 'localhost\\nother\\n'",
+    "scontrol": """
+case "$*" in
+  'show hostnames node[1-2]') printf 'localhost\\nother\\n' ;;
+  "requeue $JOB") touch "$RECORD.requeued" ;;
+  *) exit 1 ;;
+esac
+""",
+    # It passes SIGUSR1 on.
     "srun": """
 while [[ $1 != */torchrun.sh ]]; do shift; done
-for ((i = 0; i < SLURM_JOB_NUM_NODES; i++)); do "$@" & done
-for ((i = 0; i < SLURM_JOB_NUM_NODES; i++)); do wait -n || exit 1; done
+tasks=() code=0
+trap 'kill -s USR1 "${tasks[@]}"' USR1
+for ((i = 0; i < SLURM_JOB_NUM_NODES; i++)); do "$@" & tasks+=($!); done
+for task in "${tasks[@]}"; do
+  wait "$task" || code=$?
+  while kill -0 "$task" 2> /dev/null; do wait "$task" || code=$?; done
+done
+exit "$code"
 """,
 }
 
@@ -292,16 +348,30 @@ def test_two_machines(corpus: Corpus, start: Start, tmp_path: Path) -> None:
     for name, text in SLURM.items():
         (programs / name).write_text(f"#!/usr/bin/env bash\nset -euo pipefail\n{text}")
         (programs / name).chmod(0o755)
-    record, job = tmp_path / "record", _free_port() - 20000
-    output = _finish(
-        start("slurm.sh", out, corpus.data, *options, NODES=2, GPUS=1, CPUS=1, TIME="1:00:00", SMOKE="",
-               SBATCH="--partition long", PATH=f"{programs}:{REAL}:{os.environ['PATH']}",
-               RECORD=record, JOB=job)
-    )  # fmt: skip
+    record, number = tmp_path / "record", _free_port() - 20000
+
+    def submit() -> Job:
+        return start(
+            "slurm.sh", out, corpus.data, *options, NODES=2, GPUS=1, CPUS=1, TIME="1:00:00", SMOKE="", WARNING=90,
+            SBATCH="--partition long", PATH=f"{programs}:{REAL}:{os.environ['PATH']}", RECORD=record, JOB=number,
+        )  # fmt: skip
+
+    job = submit()
+    _wait_for_update(job, out)
+    job.send_signal(signal.SIGUSR1)  # as Slurm does before the time is over
+    output = _finish(job, code=138, timeout=WITHIN)
     assert "training on 2 devices" in output and "Loaded checkpoint" in output
+    assert f"slurm.sh: job {number} is queued again" in output and record.with_suffix(".requeued").exists()
+    assert "ended by SIGUSR1 after update" in output and not _processes(out)
     asked = record.read_text().split("\n")
-    for name, value in (("--nodes", "2"), ("--gpus-per-node", "1"), ("--time", "1:00:00"), ("--partition", "long")):
+    for name, value in (
+        ("--nodes", "2"), ("--gpus-per-node", "1"), ("--time", "1:00:00"), ("--signal", "B:USR1@90"),
+        ("--partition", "long"),
+    ):  # fmt: skip
         assert asked[asked.index(name) + 1] == value
+    record.with_suffix(".requeued").unlink()
+    assert "Loaded checkpoint" in _finish(submit())
+    assert not record.with_suffix(".requeued").exists()
     _alone(tmp_path / "one", corpus.data, *options, "optimization.update_freq=[2]")
     _assert_same_training(out, tmp_path / "one", updates=20)
 

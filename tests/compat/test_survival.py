@@ -12,7 +12,9 @@ from typing import Any, Dict, List
 import pytest
 import torch
 
-from luna_fairseq import cli
+from luna_fairseq import checkpoint_files, cli
+from luna_fairseq.compat.signals import SIGNALS
+from support.disturbed import train_here
 from support.forks import REAL
 from support.running import (
     ADAM,
@@ -120,6 +122,41 @@ def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus,
     assert not groups, "a data worker outlived its training"
 
 
+@pytest.mark.long
+def test_each_signal_changes_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    """To the training alone, or, as from a terminal, to its data workers as well."""
+    command = ["fairseq-train", corpus.data, "--user-dir", USER_DIR, *LONG["apollo"], "--dropout", 0.1]
+    command += [*OFTEN, "--max-update", 150, "--num-workers", 2, "--data-buffer-size", 10, "--save-dir"]
+    want = run_command(*command, tmp_path / "whole")
+    losses = dict(zip(logged(want, "num_updates"), logged(want, "loss"), strict=True))
+
+    choose, done = random.Random(5), 0
+    for number in [*SIGNALS, *SIGNALS]:
+        log = tmp_path / "log"
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                [str(REAL / command[0]), *map(str, command[1:]), str(tmp_path / "stopped")],
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        _wait_for("| train_inner |", choose.randint(1, 8), log, process)
+        time.sleep(choose.uniform(0, 0.05))
+        (os.killpg if choose.random() < 0.5 else os.kill)(process.pid, number)
+        assert process.wait() == 128 + number, log.read_text()[-3000:]
+        said = log.read_text()
+        assert "Traceback" not in said and f"ended by {signal.Signals(number).name} after update" in said
+        updates = logged(said, "num_updates")
+        assert [losses[update] for update in updates] == logged(said, "loss")
+        assert updates[0] == str(done + 1)  # nothing is done twice
+        done = int(updates[-1])
+
+    said = run_command(*command, tmp_path / "stopped")
+    assert logged(said, "num_updates") == [str(update) for update in range(done + 1, 151)]
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("stopped", "whole")]
+    assert files[0] == files[1]
+
+
 SHORT: List[Any] = ["--save-interval-updates", 2, "--dropout", 0.1, "--max-update", 9]
 
 
@@ -156,8 +193,9 @@ def test_killed_between_the_files_of_the_first_save(corpus: Corpus, whole: Path,
     )
     save = tmp_path / "save"
     train(corpus, save, *SHORT, code=-signal.SIGKILL, PYTHONPATH=str(tmp_path))
-    left = {path.name for path in save.iterdir()}
-    assert left == {"checkpoint_1_2.pt", "checkpoint_best.pt", "checkpoint_last.pt.tmp"}
+    (half,) = save.glob("checkpoint_last.pt.*.tmp")
+    left = {path.name for path in save.iterdir()} - {half.name}
+    assert left == {"checkpoint_1_2.pt", "checkpoint_best.pt", "training.lock"}
     said = train(corpus, save, *SHORT)
     assert f"{save}/checkpoint_last.pt is missing: going on from {save}/checkpoint_best.pt" in said
     assert logged(said, "num_updates") == [str(update) for update in range(3, 10)]
@@ -193,12 +231,30 @@ def test_restore_file_that_is_not_there(corpus: Corpus, half: Path) -> None:
     assert {path.name: path.read_bytes() for path in half.iterdir()} == before
 
 
+def _full_disk(name: str) -> Any:
+    """What opens files, for a disk that is full when a file of that name is to be written."""
+
+    def opens(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = open(path, mode, *args, **kwargs)  # noqa: SIM115 (as the built-in one)
+        if "x" not in mode or not os.path.basename(path).startswith(f"{name}."):
+            return file
+        file.close()
+        return open("/dev/full", "wb")  # what is written there meets a full disk
+
+    return opens
+
+
 @pytest.mark.parametrize("name", ["checkpoint_best.pt", "checkpoint_last.pt"])
 def test_full_disk(name: str, corpus: Corpus, whole: Path, half: Path) -> None:
-    """The first file of a save, and its last; everything that is written to /dev/full meets a full disk."""
+    """The first file of a save, and its last."""
     before = {path.name: path.read_bytes() for path in half.iterdir()}
-    (half / f"{name}.tmp").symlink_to("/dev/full")
-    said = train(corpus, half, *SHORT, code=1)
+    code, said = train_here(
+        corpus,
+        half,
+        SHORT,
+        lambda: setattr(checkpoint_files, "open", _full_disk(name)),  # over the built-in one
+    )
+    assert code == 1
     assert f"{half}/{name} was not written (No space left on device): make room" in said.splitlines()[-1]
     assert logged(said, "num_updates") == ["9"]
     now = {path.name: path.read_bytes() for path in half.iterdir()}
@@ -211,10 +267,12 @@ def test_full_disk(name: str, corpus: Corpus, whole: Path, half: Path) -> None:
         assert_same_run(half, whole)
 
 
-def test_average_on_a_full_disk(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_average_on_a_full_disk(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "average.pt"
     output.write_bytes(b"the old one")
-    (tmp_path / "average.pt.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(checkpoint_files, "open", _full_disk("average.pt"), raising=False)
     assert cli.main(["average", "--inputs", str(whole / "checkpoint_1_2.pt"), "--output", str(output)]) == 1
     assert f"luna-fairseq average: {output} was not written (No space left on device)" in capsys.readouterr().err
     assert output.read_bytes() == b"the old one" and [path.name for path in tmp_path.iterdir()] == ["average.pt"]

@@ -13,6 +13,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -37,7 +38,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
-from fairseq.data.iterators import BufferedIterator
+from fairseq.data.iterators import BufferedIterator, CountingIterator
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed import utils as distributed_utils
@@ -52,11 +53,12 @@ from fairseq.tasks import FairseqTask
 from fairseq.tasks.masked_lm import MaskedLMConfig
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
+from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
 
-from luna_fairseq.compat import REPAIRS, commands
-from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError
+from luna_fairseq.compat import REPAIRS, commands, locking, signals
+from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError, FolderInUse
 from support.evil import Evil
 from support.models import CLS, make_dictionary, make_lra_config, make_model, make_sentences, make_task
 from support.running import write_indexed
@@ -789,6 +791,126 @@ def stop_loader_threads(folder: Path, patch: Patch) -> None:
     finally:
         for _ in buffered:
             pass
+
+
+# locking
+
+
+def lock_the_save_dir(folder: Path, patch: Patch) -> None:
+    cfg = make_trainer(folder).cfg
+    (folder / "checkpoint_last.pt.elsewhere-1-0123abcd.tmp").touch()
+    patch.setattr(locking, "_held", {})
+    patch.setattr(signals, "_watch", None)
+    _start_of_a_training(cfg)
+    try:
+        assert [path.name for path in folder.iterdir()] == [locking.NAME]
+        patch.setattr(locking, "_held", {})
+        with pytest.raises(FolderInUse, match=f"process {os.getpid()} on "):
+            _start_of_a_training(cfg)
+    finally:
+        locking._forget()
+
+
+def _start_of_a_training(cfg: Any) -> None:
+    from fairseq_cli import train
+
+    try:
+        train.add_defaults(cfg)
+    finally:
+        if signals._watch is not None:
+            signals._watch.end()
+
+
+# signals
+
+
+def listen_to_signals(folder: Path, patch: Patch) -> None:
+    cfg = make_trainer(folder).cfg
+    cfg.checkpoint.no_save = True
+    patch.setattr(signals, "_watch", None)
+    heard: List[Any] = []
+    patch.setattr(signals.Watch, "begin", lambda watch: heard.append(watch))
+    _start_of_a_training(cfg)
+    assert heard == [signals._watch] != [None]
+
+
+def _watch(patch: Patch, heard: int) -> signals.Watch:
+    watch = signals.Watch()
+    watch.heard = heard
+    patch.setattr(signals, "_watch", watch)
+    return watch
+
+
+def agree_on_the_end(folder: Path, patch: Patch) -> None:
+    watch = _watch(patch, heard=signal.SIGTERM)
+    trainer = make_trainer(folder)
+    trainer.task = type("Task", (), {"logging_outputs_can_be_summed": lambda criterion: True})()
+    patch.setattr(Trainer, "_fast_stat_sync_sum", lambda self, logs, *sums, ignore: (logs, list(sums)))
+    assert trainer._aggregate_logging_outputs([], 3) == ([], [3])
+    assert watch.votes == [signal.SIGTERM, 1]
+
+
+def _end_of_an_update(folder: Path, **options: Any) -> Any:
+    """What fairseq does after it; before another epoch's."""
+    from fairseq_cli import train
+
+    trainer = trained(folder)
+    trainer.cfg.checkpoint.update(options)
+    trainer.cfg.dataset.disable_validation = True
+    place = SimpleNamespace(epoch=1, next_epoch_idx=2, end_of_epoch=lambda: True, state_dict=lambda: {"epoch": 2})
+    return lambda end: train.validate_and_save(trainer.cfg, trainer, trainer.task, place, [], end)
+
+
+def note_the_save(folder: Path, patch: Patch) -> None:
+    watch = _watch(patch, heard=0)
+    _end_of_an_update(folder)(True)
+    assert watch.saved == watch.updates == 1
+
+
+def end_after_the_update(folder: Path, patch: Patch) -> None:
+    _watch(patch, heard=signal.SIGTERM)
+    update = _end_of_an_update(folder)
+    with pytest.raises(SystemExit) as seen:
+        update(False)
+    assert seen.value.code == 143 and (folder / "checkpoint_last.pt").exists()
+
+
+def end_with_the_epoch(folder: Path, patch: Patch) -> None:
+    from fairseq_cli import train
+
+    _watch(patch, heard=signal.SIGTERM).stop = signal.SIGTERM
+    trainer = make_trainer(folder, no_progress_bar=True)
+    batches = CountingIterator([make_sample()])
+    place = SimpleNamespace(epoch=1, next_epoch_idx=1, next_epoch_itr=lambda **kwargs: batches)
+    patch.setattr(Trainer, "begin_epoch", lambda self, epoch: None)
+    patch.setattr(train, "validate_and_save", lambda *args: ([None], False))
+    with pytest.raises(SystemExit):
+        train.train(trainer.cfg, trainer, trainer.task, place)
+
+
+def obey_the_training_alone(folder: Path, patch: Patch) -> None:
+    _watch(patch, heard=0)
+    patch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=12))
+    obeyed: List[int] = []
+    patch.setattr(signals, "_leave_signals_to", obeyed.append)
+    worker.ManagerWatchdog()
+    assert obeyed == [12]
+
+
+def pass_signals_on(folder: Path, patch: Patch) -> None:
+    cfg = make_trainer_config(folder, patch)
+    cfg.distributed_training.update({"distributed_world_size": 2, "distributed_init_method": "tcp://localhost:1"})
+    patch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def spawn(**kwargs: Any) -> None:
+        assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGUSR1)
+        raise RuntimeError("process 0 terminated with exit code 138")
+
+    patch.setattr(torch.multiprocessing, "spawn", spawn)
+    with pytest.raises(SystemExit) as seen:
+        distributed_utils.call_main(cfg, lambda cfg: None)
+    assert seen.value.code == 128 + signal.SIGUSR1
 
 
 # options

@@ -49,6 +49,7 @@ small=()
   dataset.max_valid_steps=2 dataset.batch_size=2 common.log_interval=1)
 [[ -z $SMOKE || $CONFIG != translation/* ]] || small+=("${TINY_DECODER[@]}")
 
+own "$OUT" run 'checkpoints/*.pt'
 mkdir -p "$OUT/logs"
 RUN=$(printf '%s\n' "$CONFIG" "$DATA" "$((NODES * PROCESSES)) processes" "$@")
 ! compgen -G "$OUT/checkpoints/*.pt" > /dev/null || [ "$RUN" = "$(cat "$OUT/run" || true)" ] || [ -n "${CHANGED:-}" ] \
@@ -85,10 +86,11 @@ if [ "$NODES" = 1 ]; then
 else
   meeting=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${SLURM_JOB_ID:-${CONFIG##*/}}")
 fi
+hydra "common.user_dir=$USER_DIR" "task.data=$DATA" "checkpoint.save_dir=$OUT/checkpoints" "hydra.run.dir=$OUT/hydra"
 echo "training $CONFIG in $NODES x $PROCESSES processes; log: $OUT/train.log"
 torchrun "${meeting[@]}" --nproc-per-node "$PROCESSES" --no-python bash -c "$process" process \
-  --config-dir "$PWD/configs/$(dirname "$CONFIG")" --config-name "$(basename "$CONFIG")" common.user_dir="$USER_DIR" \
-  task.data="'$DATA'" checkpoint.save_dir="$OUT/checkpoints" hydra.run.dir="$OUT/hydra" \
+  --config-dir "$PWD/configs/$(dirname "$CONFIG")" --config-name "$(basename "$CONFIG")" \
+  "${HYDRA[@]}" \
   "${device[@]}" "${small[@]}" "$@" &
 job=$!
 # torchrun ends its processes when it is told to end; the shell by itself would leave all running.

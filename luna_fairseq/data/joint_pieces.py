@@ -13,6 +13,7 @@ from luna_fairseq.console import positive, run
 from luna_fairseq.data.files import need_file
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.pieces import SentencePieceEncoder, train_sentencepiece
+from luna_fairseq.data.settings import SETTINGS, read_settings, take
 from luna_fairseq.errors import PreparationError
 
 SPLITS = ("train", "valid", "test")
@@ -56,6 +57,7 @@ def prepare(args: argparse.Namespace) -> None:
             if need_file(path).resolve().parent == args.out.resolve():
                 raise PreparationError(f"--out {args.out} is the folder of the text {path}: name another one")
     model = args.model_prefix or args.out / "spm"
+    _take(args.out, model)
     print(f"learning {args.vocab_size:,} joint pieces and encoding")
     if args.keep_text:
         limits = args.lines or [None] * len(SPLITS)
@@ -67,6 +69,17 @@ def prepare(args: argparse.Namespace) -> None:
     encoder = SentencePieceEncoder(Path(f"{model}.model"))
     for split, prefix in prefixes.items():
         write_pairs(args.out / split, languages, encoded(encoder, read_pairs(prefix, languages)))
+
+
+def _take(out: Path, model: Path) -> None:
+    """Take OUT, and the name of the model: an earlier model is replaced if it was made together with this OUT."""
+    where = str(model.resolve())
+    known = out / SETTINGS
+    if model.resolve().parent != out.resolve() and not (known.is_file() and read_settings(known).get("model") == where):
+        for path in (Path(f"{model}.model"), Path(f"{model}.vocab")):
+            if path.exists() or path.is_symlink():
+                raise PreparationError(f"{path} is there, and not of {out}: name another --model-prefix")
+    take(out, {"script": "luna-fairseq prepare pieces", "model": where})
 
 
 def main(prog: str, arguments: list[str]) -> int:

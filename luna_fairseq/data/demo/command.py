@@ -14,6 +14,7 @@ from pathlib import Path
 from luna_fairseq.console import positive, run
 from luna_fairseq.data.demo.corpus import generate, words
 from luna_fairseq.data.files import whole_file
+from luna_fairseq.data.settings import take
 from luna_fairseq.errors import PreparationError
 
 
@@ -34,6 +35,7 @@ def prepare(out: Path, seed: int, sizes: dict[str, int]) -> None:
         pairs = generate(sum(sizes.values()), seed)
     except RuntimeError as error:
         raise PreparationError(str(error)) from error
+    take(out, {"script": "luna-fairseq prepare demo", "seed": seed, **sizes})
     random.Random(seed).shuffle(pairs)
     for split, size in sizes.items():
         part, pairs = pairs[:size], pairs[size:]

@@ -4,7 +4,11 @@
 #   CALLER      the folder that the user called from
 #   DEFAULT_OUT where to write if OUT is not set
 
-fail_with() { echo "$(basename "$0"): ${*:2}" >&2; exit "$1"; }
+# fail_with CODE MESSAGE
+fail_with() {
+  echo "$(basename "$0"): ${*:2}" >&2 || true
+  exit "$1"
+}
 fail() { fail_with 1 "$@"; }
 
 # check_path PATH: refuse what fairseq takes for something else, however it is quoted.
@@ -135,7 +139,7 @@ updates() { { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c
 train_config() {
   local config_dir=$1 name=$2 folder=$3 smoke=() device=() changed
   shift 3
-  own "$OUT" '*/hydra/.hydra' "${MADE[@]}"
+  own "$OUT" "${MADE[@]}"
   own "$folder" options
   # Results of other data or options must not be taken for those of this run. Quotes came later than the first runs.
   if [ -f "$folder/options" ] && ! cmp -s <(printf '%s\n' "$@" | tr -d "'") <(tr -d "'" < "$folder/options"); then

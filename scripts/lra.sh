@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=lra-out
 . scripts/experiment.sh
-MADE=('data/*/settings.json' 'data/*/smoke/settings.json')
+MADE=('*/hydra/.hydra' 'data/*/settings.json' 'data/*/smoke/settings.json')
 
 SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=16 ++model.encoder_ffn_embed_dim=16
   ++model.encoder_attention_heads=2 ++model.classifier_out_dim=16 ++model.attention_dropout=0 ++common.log_interval=1
@@ -52,7 +52,7 @@ prepare() {
     fail "$1 needs the folder with the published files: $0 prepare $1 FOLDER"
   fi
   if [ -d "$(data_folder "$1")" ] && [ -z "$folder" ]; then return; fi
-  own "$OUT" '*/hydra/.hydra' "${MADE[@]}"
+  own "$OUT" "${MADE[@]}"
   job luna-fairseq prepare "${words[0]}" --out "$OUT/data/${words[1]}" "${words[@]:2}" "${from[@]}" ${SMOKE:+--smoke}
 }
 

@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=masked-lm-out
 . scripts/experiment.sh
-MADE=()
+MADE=('*/hydra/.hydra')
 
 SMOKE_OPTIONS=("${TINY_ENCODER[@]}" ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
   "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1

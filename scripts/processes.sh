@@ -17,6 +17,7 @@ stop() {
 }
 
 leave() {
+  trap '' PIPE  # nobody may be there to read it
   fail_with $((128 + $(kill -l "$STOPPED"))) "ended by SIG$STOPPED: the same command goes on from where it stopped"
 }
 

@@ -20,7 +20,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=wmt14-out
 . scripts/experiment.sh
-MADE=(raw/europarl.en 'archives/*.tgz*')
+MADE=('*/hydra/.hydra' raw/europarl.en 'archives/*.tgz*')
 RECIPE=${RECIPE:-sentencepiece}
 case $RECIPE in sentencepiece | moses) ;; *) fail "RECIPE is $RECIPE: set it to sentencepiece or moses" ;; esac
 DATA=$OUT/$RECIPE
@@ -31,7 +31,7 @@ download() {
   local source=${WMT14_SOURCE:-} checksums=()
   [ -z "$source" ] || [[ $source == http*://* ]] || source=$(absolute "$source")
   [ -z "${WMT14_CHECKSUMS:-}" ] || checksums=(--checksums "$(absolute "$WMT14_CHECKSUMS")")
-  own "$OUT" '*/hydra/.hydra' "${MADE[@]}"
+  own "$OUT" "${MADE[@]}"
   hold "$OUT"
   job luna-fairseq fetch wmt14 --out "$OUT" ${source:+--source "$source"} "${checksums[@]}"
   release
@@ -41,7 +41,7 @@ prepare() {
   [ -f "$OUT/raw/test.de" ] || fail "no text in $OUT/raw: run '$0 download' first"
   local small=()
   [ -z "$SMOKE" ] || small=(--vocab-size 300 --merges 300 --smoke)
-  own "$OUT" '*/hydra/.hydra' "${MADE[@]}"
+  own "$OUT" "${MADE[@]}"
   hold "$OUT"
   job luna-fairseq prepare translation --train "$OUT"/raw/{europarl,commoncrawl,newscommentary} \
     --valid "$OUT/raw/valid" --test "$OUT/raw/test" --recipe "$RECIPE" --workers "$WORKERS" --out "$DATA" "${small[@]}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from luna_fairseq.models.luna import LunaModel
-from luna_fairseq.pictures import load_pyplot, save_figure
+from luna_fairseq.pictures import load_pyplot, save
 
 
 @dataclass
@@ -64,7 +64,7 @@ class AttentionMap:
             axis.set_xticks(range(len(self.source)), names[0], rotation=90, fontsize=7)
             axis.set_yticks(range(len(labels)), names[1], fontsize=7)
             axis.set_title(title, fontsize=9)
-        save_figure(figure, path)
+        save(figure, path)
         pyplot.close(figure)
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from luna_fairseq.data.files import whole_file
+
 
 def load_pyplot() -> Any:
     """``matplotlib.pyplot``, set to draw into files.
@@ -21,26 +23,23 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-def save_figure(figure: Any, path: Path, **options: Any) -> None:
-    """Write a figure: nothing, or an earlier picture of matplotlib's, is in its place.
-
-    Args:
-        figure: of matplotlib.
-        path: of the file; its ending is the format.
-        options: of ``savefig``.
+def save(figure: Any, path: Path) -> None:
+    """Write a picture, whole or not at all; the same bytes for the same picture.
 
     Raises:
-        ValueError: if something else is there.
+        ValueError: if the ending of the name is not that of a picture, or a file is there that is not one of these.
     """
-    if path.exists() and not _may_be_replaced(path):
-        raise ValueError(f"{path} is there, and no picture that matplotlib made: name another file, or remove it")
-    figure.savefig(path, **options)
+    kind = path.suffix[1:].lower()
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"{path} does not say what kind of picture it is: name a file that ends in .png or .svg")
+    if path.is_file() and not _made_here(path):
+        raise ValueError(f"{path} is no picture that matplotlib made: name another file, or remove it")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
-def _may_be_replaced(path: Path) -> bool:
-    """Whether it is a picture of matplotlib's, which writes its name at the head of a file, or empty."""
-    if not path.is_file():
-        return False
+def _made_here(path: Path) -> bool:
+    """Whether matplotlib's name stands at the head of a file, which it writes there; or there is nothing in it."""
     with open(path, "rb") as file:
         head = file.read(4096).lower()
     return not head or b"matplotlib" in head

@@ -18,7 +18,7 @@ stop() {
 
 leave() {
   trap '' PIPE  # nobody may be there to read it
-  fail_with $((128 + $(kill -l "$STOPPED"))) "ended by SIG$STOPPED: the same command goes on from where it stopped"
+  fail_with $((128 + $(kill -l "$STOPPED"))) "interrupted by SIG$STOPPED: the same command goes on from where it stopped"
 }
 
 # job COMMAND...: run a program; returns its exit code. A signal ends the script when the program has ended.

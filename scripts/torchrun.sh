@@ -52,7 +52,7 @@ small=()
 own "$OUT" run 'checkpoints/*.pt'
 mkdir -p "$OUT/logs"
 RUN=$(printf '%s\n' "$CONFIG" "$DATA" "$((NODES * PROCESSES)) processes" "$@")
-! compgen -G "$OUT/checkpoints/*.pt" > /dev/null || [ "$RUN" = "$(cat "$OUT/run" || true)" ] || [ -n "${CHANGED:-}" ] \
+[ -z "$(find "$OUT/checkpoints" -name '*.pt' -print -quit 2> /dev/null)" ] || [ "$RUN" = "$(cat "$OUT/run" || true)" ] || [ -n "${CHANGED:-}" ] \
   || fail "$OUT holds another run ($(tr '\n' ' ' < "$OUT/run")): repeat that, set OUT, or set CHANGED=1 to go on otherwise"
 if [ -f "$OUT/.trained" ]; then echo "already trained: $OUT"; exit; fi
 rm -f "$OUT/failed"

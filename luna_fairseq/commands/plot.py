@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from luna_fairseq import console
-from luna_fairseq.pictures import load_pyplot, save_figure
+from luna_fairseq.pictures import load_pyplot, save
 
 DESCRIPTION = """What training did, of one or more runs, as one picture from fairseq's own logs.
 
@@ -130,7 +130,7 @@ def draw(
                 )  # fmt: skip
         axis.set(xlabel=time, ylabel=PANELS[panel], yscale="log" if panel == "ppl" else "linear")
     axes[0, 0].legend(fontsize="x-small")
-    save_figure(figure, output, metadata={"Date": None} if output.suffix == ".svg" else None)
+    save(figure, output)
 
 
 def summary(run: Run, speed: float) -> str:

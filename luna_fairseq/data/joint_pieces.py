@@ -73,13 +73,13 @@ def prepare(args: argparse.Namespace) -> None:
 
 def _take(out: Path, model: Path) -> None:
     """Take OUT, and the name of the model: an earlier model is replaced if it was made together with this OUT."""
-    where = str(model.resolve())
-    known = out / SETTINGS
-    if model.resolve().parent != out.resolve() and not (known.is_file() and read_settings(known).get("model") == where):
+    settings = {"script": "luna-fairseq prepare pieces", "model": str(model.resolve())}
+    before = read_settings(out / SETTINGS) if (out / SETTINGS).is_file() else {}
+    if model.resolve().parent != out.resolve() and before != settings:
         for path in (Path(f"{model}.model"), Path(f"{model}.vocab")):
             if path.exists() or path.is_symlink():
-                raise PreparationError(f"{path} is there, and not of {out}: name another --model-prefix")
-    take(out, {"script": "luna-fairseq prepare pieces", "model": where})
+                raise PreparationError(f"{path} was not made with {out}: name another --model-prefix")
+    take(out, settings)
 
 
 def main(prog: str, arguments: list[str]) -> int:

@@ -52,27 +52,22 @@ def begun(out: Path, settings: dict[str, Any]) -> bool:
     return bool(there)
 
 
-def take(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def take(out: Path, settings: dict[str, Any]) -> None:
     """Take OUT for files that are made anew each time, and leave the settings there.
 
     Args:
         out: the folder.
         settings: with the name of the command as "script".
 
-    Returns:
-        the settings with which the same command made it before; empty if nothing was there.
-
     Raises:
-        PreparationError: if it holds anything that this command did not make.
+        PreparationError: if it holds anything, and this command did not make it.
     """
-    there, before = _content(out), dict[str, Any]()
-    if out / SETTINGS in there:
-        before = read_settings(out / SETTINGS)
+    there = _content(out)
+    before = read_settings(out / SETTINGS) if out / SETTINGS in there else {}
     if there and before.get("script") != settings["script"]:
         raise _not_ours(there[0])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SETTINGS, settings)
-    return before
 
 
 def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable[[Path], str]) -> None:

@@ -50,11 +50,7 @@ PAPER = (  # section 4.3
 
 def ours(results: Sequence[Dict[str, Any]], config: str, source: str) -> str:
     """The accuracies of a config after a pretraining, with their tags; or "not run"."""
-    values = [
-        accuracy(result, 1)
-        for result in results
-        if result["config"] == config and result["from"] == source
-    ]
+    values = [accuracy(result, 1) for result in results if result["config"] == config and result["from"] == source]
     return ", ".join(values) or NOT_RUN
 
 
@@ -70,9 +66,7 @@ def paper_table(results: Sequence[Dict[str, Any]]) -> List[str]:
     return lines
 
 
-def wikitext_table(
-    results: Sequence[Dict[str, Any]], logs: Dict[str, str], smoke: Sequence[str] = ()
-) -> List[str]:
+def wikitext_table(results: Sequence[Dict[str, Any]], logs: Dict[str, str], smoke: Sequence[str] = ()) -> List[str]:
     """A row for each small model.
 
     Args:

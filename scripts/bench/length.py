@@ -21,7 +21,7 @@ from fairseq.data import Dictionary
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 from luna_fairseq.models.lra import CLS
-from luna_fairseq.pictures import load_pyplot, save_figure
+from luna_fairseq.pictures import load_pyplot, save
 from scripts.bench.measuring import in_own_process, interleaved, keep_memory, machine, peak_bytes
 
 LENGTHS = (1000, 2000, 3000, 4000)
@@ -115,7 +115,7 @@ def draw(found: Dict[str, Dict[int, Tuple[float, float]]], output: Path) -> None
         axis.plot([4000], [published], "k*", label="Luna-256 in the paper")
         axis.set(title=f"{title}, Transformer = 1", xlabel="bytes", ylim=(0, None))
     axes[0].legend(fontsize="small")
-    save_figure(figure, output)
+    save(figure, output)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict, List
 
-from luna_fairseq.pictures import load_pyplot, save_figure
+from luna_fairseq.pictures import load_pyplot, save
 
 
 def draw(rows: List[Dict[str, Any]], tokens: int, output: Path) -> None:
@@ -20,4 +20,4 @@ def draw(rows: List[Dict[str, Any]], tokens: int, output: Path) -> None:
     axes[0].set(xlabel="length", ylabel="seconds a sentence, forward and backward")
     axes[1].set(xlabel="length", ylabel="MiB a sentence, forward and backward")
     axes[0].legend(fontsize="x-small")
-    save_figure(figure, output)
+    save(figure, output)

@@ -7,34 +7,26 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from support.running import ROOT, USER_DIR
+from support.running import ROOT
 from support.shell import run_shell
+from support.stub import stubs
 from support.trees import snapshot
 
-# What stands for the commands: it makes what the scripts look for.
-STUB = f"""#!/usr/bin/env bash
-case "$(basename "$0") $*" in
-  "luna-fairseq user-dir") echo '{USER_DIR}' ;;
-  "luna-fairseq prepare pieces"*) while [ "$1" != --out ]; do shift; done; mkdir -p "$2"; echo made > "$2/train.en" ;;
-  "fairseq-preprocess"*) mkdir -p data-bin; echo made > data-bin/dict.en.txt ;;
-  *) echo "nobody asked for $*" >&2; exit 9 ;;
-esac
-"""
 SIX = [f"{split}.{language}" for split in ("train", "val", "test_2016_flickr") for language in ("en", "de")]
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """Somebody's folder, with everything in it that a script might write over or remove."""
-    files = [*(f"text/{name}" for name in SIX), "bin/mytool", "text/train.txt", "pieces/train.en", "data-bin/train.bin",
-             "spm.model", "settings", "lock", "run", "failed", "raw/valid.en", "sub/empty", "logs/mine.log",
-             "checkpoints/mine", "data/mine", "wikitext2_luna_tied_32/checkpoints/mine", "train.log"]  # fmt: skip
+    files = (
+        "bin/mytool text/train.txt pieces/train.en data-bin/train.bin spm.model settings lock failed raw/valid.en "
+    )
+    files += "sub/empty logs/mine.log checkpoints/mine data/mine wikitext2_luna_tied_32/checkpoints/mine train.log"
     folder = tmp_path / "home"
-    for name in files:
+    for name in [*files.split(), *(f"text/{name}" for name in SIX)]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"mine: {name}\n")
     (folder / "elsewhere").symlink_to("text")
-    (folder / "run").unlink()  # a run of torchrun.sh's would be known by it
     return folder
 
 
@@ -51,13 +43,12 @@ def _commands(home: Path) -> Dict[str, List[str]]:
 
 
 def _run(script: str, arguments: List[str], out: Any, cwd: Path, code: Optional[int] = 1, **more: str) -> str:
-    stubs = cwd.parent / "stubs"
-    stubs.mkdir(exist_ok=True)
-    for name in ("luna-fairseq", "fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-hydra-train",
-                 "sacrebleu", "torchrun", "python"):  # fmt: skip
-        (stubs / name).write_text(STUB)
-        (stubs / name).chmod(0o755)
-    environment = {**os.environ, "OUT": str(out), "PATH": f"{stubs}:{os.environ['PATH']}", **more}
+    environment = {
+        **os.environ,
+        "OUT": str(out),
+        "PATH": f"{stubs(cwd.parent / 'stubs')}:{os.environ['PATH']}",
+        **more,
+    }
     done = subprocess.run(
         [str(ROOT / "scripts" / f"{script}.sh"), *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False,
@@ -66,7 +57,9 @@ def _run(script: str, arguments: List[str], out: Any, cwd: Path, code: Optional[
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("out", ["{home}", ".", "{home}/", "../home", "../link", "../link/sub/..", "{home}/bin/mytool"])
+@pytest.mark.parametrize(
+    "out", ["{home}", ".", "{home}/", "../home", "../link", "../link/sub/..", "{home}/bin/mytool"]
+)
 @pytest.mark.parametrize("script", ["demo", "multi30k", "masked_lm", "lra", "wmt14", "torchrun"])
 def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("home")
@@ -80,7 +73,9 @@ def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Pat
 def test_the_root_is_refused() -> None:
     """By the function alone: were it broken, a script would remove /bin."""
     said = run_shell('own / "$@"', code=1)
-    assert said.startswith("it: / holds ") and "which this script did not make: set OUT to a new or empty folder" in said
+    assert (
+        said.startswith("it: / holds ") and "which this script did not make: set OUT to a new or empty folder" in said
+    )
 
 
 def test_the_home_of_a_smoke_run(home: Path) -> None:
@@ -158,11 +153,11 @@ def test_what_earlier_versions_made_is_known(script: str, made: str, content: st
     lines = [line.strip() for line in source.splitlines()]
     found = [line for line in lines if "MADE=(" in line][:1]
     call = next((line for line in lines if line.startswith('own "$OUT"')), 'own "$OUT" "${MADE[@]}"')
-    run_shell("\n".join(['OUT=$1', "MADE=()", *found, call]), out)
+    run_shell("\n".join(["OUT=$1", "MADE=()", *found, call]), out)
     assert (out / ".made-by-it").exists()
     (out / made).parent.rename(out / "other") if "/" in made else (out / made).rename(out / "other")
     (out / ".made-by-it").unlink()
-    assert "which this script did not make" in run_shell("\n".join(['OUT=$1', "MADE=()", *found, call]), out, code=1)
+    assert "which this script did not make" in run_shell("\n".join(["OUT=$1", "MADE=()", *found, call]), out, code=1)
 
 
 def test_a_run_s_folder_is_looked_at_too(home: Path) -> None:

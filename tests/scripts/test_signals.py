@@ -128,7 +128,7 @@ def test_every_long_command_hears_of_a_signal(words: str, block: str, tmp_path: 
     started.process.terminate()
     code, said = started.end()
     assert code == 128 + signal.SIGTERM, said
-    assert said.endswith(f".sh: ended by SIGTERM: {ENDING}"), said
+    assert said.endswith(f".sh: interrupted by SIGTERM: {ENDING}"), said
     assert started.signals() == ["SIGTERM"] and (tmp_path / "saved").exists() and _gone(process)
     assert "Terminated" not in said
 
@@ -141,7 +141,7 @@ def test_each_signal(name: str, tmp_path: Path) -> None:
     started.process.send_signal(getattr(signal, name))
     code, said = started.end()
     assert code == 128 + getattr(signal, name)
-    assert said.splitlines()[-2:] == ["| train_inner | saved", f"multi30k.sh: ended by {name}: {ENDING.strip()}"]
+    assert said.splitlines()[-2:] == ["| train_inner | saved", f"multi30k.sh: interrupted by {name}: {ENDING.strip()}"]
     assert started.signals() == [name] and _gone(process)
     assert (tmp_path / "out" / MULTI30K / "train.log").read_text().endswith("| train_inner | saved\n")
     assert not (tmp_path / "out" / MULTI30K / ".trained").exists()

@@ -1,11 +1,12 @@
 """What stands for a command in tests of the scripts: it makes the files that they look for, or waits for a signal.
 
-The file ``FOLDER/COMMAND`` that :func:`stubs` makes does the work of :func:`main`, without torch, in milliseconds. The
-command whose words begin with the variable BLOCK prints, notes its number in the file ``pid`` of the folder RECORD, and
-goes on until it gets a signal; it notes that, too, "saves", and ends with 128 and the number of the signal. A second
-signal ends it at once. With the variable CODE it ends with that by itself.
+A file that :func:`stubs` makes does the work of :func:`main`, without torch, in milliseconds. The command whose words
+begin with the variable BLOCK prints, notes its number in the file ``pid`` of the folder RECORD, and goes on until it
+gets a signal; it notes that, too, "saves", and ends with 128 and the number of the signal. A second signal ends it at
+once. With the variable CODE it ends with that by itself.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -38,7 +39,7 @@ def main() -> None:
     block = os.environ.get("BLOCK")
     if block and words.startswith(block):
         _work(Path(os.environ["RECORD"]))
-    options = dict(zip(arguments, arguments[1:], strict=False))
+    options = dict(itertools.pairwise(arguments))
     if words == "luna-fairseq user-dir":
         print(Path(__file__).resolve().parents[2] / "luna_fairseq")
     elif words.startswith("luna-fairseq prepare demo"):

@@ -32,6 +32,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.data.iterators import BufferedIterator
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model, fconv
@@ -496,6 +497,13 @@ def stop_loader_threads(folder: Path, patch: Patch) -> None:
 
 
 # options
+
+
+def keep_backslashes(folder: Path, patch: Patch) -> None:
+    for name in ("/it\\'s", "/\\\\'", "/ends\\", "/it's \\ [b], {c}=ü"):
+        given = Namespace(save_dir=name, restore_file="x", data=name, task="translation")
+        config = convert_namespace_to_omegaconf(given)
+        assert (config.checkpoint.save_dir, config.task.data) == (name, name)
 
 
 def evaluate_data_only(folder: Path, patch: Patch) -> None:

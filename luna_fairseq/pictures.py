@@ -39,7 +39,6 @@ def save(figure: Any, path: Path) -> None:
 
 
 def _made_here(path: Path) -> bool:
-    """Whether matplotlib's name stands at the head of a file, which it writes there; or there is nothing in it."""
-    with open(path, "rb") as file:
-        head = file.read(4096).lower()
-    return not head or b"matplotlib" in head
+    """Whether matplotlib has left its name in a file, at the head or, in a PDF, at the end; or nothing is in it."""
+    content = path.read_bytes().lower()
+    return not content or b"matplotlib" in content[:4096] + content[-4096:]

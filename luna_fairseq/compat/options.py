@@ -21,7 +21,7 @@ class _Escaped(Namespace):
 @replaces(
     "fairseq.dataclass.utils",
     "_override_attr",
-    fairseq="puts options in quotes for Hydra, and forgets backslashes before a quote: such a path ends in its grammar",
+    fairseq="quotes options for Hydra, but no backslash before a quote: such a path ends in its grammar",
     here="these backslashes are doubled, and a folder may be called as it likes",
     since="fairseq 0.12.3",
 )

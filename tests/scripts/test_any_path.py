@@ -66,7 +66,7 @@ def test_classification(clone: Path) -> None:
 
 @pytest.mark.long
 def test_several_processes(clone: Path) -> None:
-    """Finetuning goes the same way as pretraining, from a checkpoint in such a folder."""
+    """By torchrun.sh."""
     _run(clone, "scripts/multi30k.sh", "prepare", "text")
     environment = {"CONFIG": "translation/translation", "DATA": "out/smoke/data-bin", "CPU": "1", "PROCESSES": "1"}
     done = subprocess.run(

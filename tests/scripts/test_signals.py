@@ -141,7 +141,10 @@ def test_each_signal(name: str, tmp_path: Path) -> None:
     started.process.send_signal(getattr(signal, name))
     code, said = started.end()
     assert code == 128 + getattr(signal, name)
-    assert said.splitlines()[-2:] == ["| train_inner | saved", f"multi30k.sh: interrupted by {name}: {ENDING.strip()}"]
+    assert said.splitlines()[-2:] == [
+        "| train_inner | saved",
+        f"multi30k.sh: interrupted by {name}: {ENDING.strip()}",
+    ]
     assert started.signals() == [name] and _gone(process)
     assert (tmp_path / "out" / MULTI30K / "train.log").read_text().endswith("| train_inner | saved\n")
     assert not (tmp_path / "out" / MULTI30K / ".trained").exists()

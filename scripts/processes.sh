@@ -35,7 +35,7 @@ logged() {
 shown() {
   local to log=$1 filter=$2
   # Ctrl-C reaches these, too, and a terminal may be gone: nothing but the end of what they read ends them.
-  exec {to}> >(trap '' HUP INT QUIT TERM USR1; tee -ap "$log" | "$filter")
+  exec {to}> >(trap '' HUP INT QUIT TERM USR1 USR2; tee -ap "$log" | "$filter")
   FILTER=$!
   start "$to" "${@:3}"
 }
@@ -44,7 +44,7 @@ shown() {
 start() {
   local to=$1 code signal
   shift
-  for signal in HUP INT QUIT TERM USR1; do
+  for signal in HUP INT QUIT TERM USR1 USR2; do
     # shellcheck disable=SC2064
     trap "stop $signal" "$signal"
   done

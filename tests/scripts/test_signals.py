@@ -154,6 +154,7 @@ def test_ctrl_c_is_one_signal(tmp_path: Path) -> None:
     """A terminal sends it to the script, and to all that is in its process group."""
     started = _begin(tmp_path, *TRAIN)
     process = started.wait_for_work()
+    assert os.getpgid(process) == process != started.process.pid
     os.killpg(started.process.pid, signal.SIGINT)
     code, said = started.end()
     assert code == 128 + signal.SIGINT and "| train_inner | saved\n" in said

@@ -64,4 +64,8 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo-out
+	@for made in $(VENV)/pyvenv.cfg demo-out/settings; do \
+		folder=$${made%/*}; \
+		if [ -e $$made ]; then echo rm -rf $$folder; rm -rf $$folder; \
+		elif [ -e $$folder ]; then echo "$$folder has no $$made, and so is not of this Makefile: it stays"; fi; \
+	done

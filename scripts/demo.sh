@@ -6,17 +6,17 @@
 #
 # It can be interrupted and run again: training goes on from its last checkpoint.
 set -euo pipefail
+CALLER=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # fairseq skips a save by updates that falls on the end of an epoch (here 320 updates, in the smoke test 16), so
 # none of the last three saves may.
-SMOKE=${SMOKE:-0}
 SEED=1
-if [[ $SMOKE == 1 ]]; then
-    OUT=${1:-${OUT:-demo-out/smoke}}
+if [[ ${SMOKE:-0} == 1 ]]; then
+    DEFAULT_OUT=demo-out/smoke
     TRAIN=500 HELD_OUT=50 PIECES=400 UPDATES=33 SAVE_EVERY=11 LOG_EVERY=11 WANTED_BLEU=0
 else
-    OUT=${1:-${OUT:-demo-out}}
+    DEFAULT_OUT=demo-out
     TRAIN=24000 HELD_OUT=500 PIECES=2000 UPDATES=1650 SAVE_EVERY=150 LOG_EVERY=100 WANTED_BLEU=85
 fi
 MODEL=(
@@ -33,28 +33,32 @@ TRAINING=(
     --no-epoch-checkpoints
 )
 
-# The folder stays as it is named, in a smoke run, too.
-FOLDER=$OUT SMOKE='' CALLER=$PWD
+OUT=${1:-${OUT:-}} SMOKE=''  # the folder stays as it is named, in a smoke run, too
 . scripts/experiment.sh
-OUT=$FOLDER
 
 step() {
     echo "== $*"
 }
 
-# logged FILE COMMAND...: what the command prints goes to a file; if it fails, the end of that is shown.
-logged() {
-    local log=$1
-    shift
-    if ! "$@" >"$log" 2>&1; then
-        tail -n 20 "$log" >&2
-        fail "$1 failed; all that it printed is in $log"
-    fi
+# check_step CODE NAME: if a step has failed, the end of what it printed is shown.
+check_step() {
+    [[ $1 == 0 ]] || tail -n 20 "$OUT/logs/$2.log" >&2
+    [[ $1 == 0 ]] || fail_with "$1" "$2 failed; all that it printed is in $OUT/logs/$2.log"
+}
+
+# run_step NAME COMMAND...: what it prints goes to a file.
+run_step() {
+    local code=0
+    logged "$OUT/logs/$1.log" "${@:2}" || code=$?
+    check_step "$code" "$1"
 }
 
 for tool in fairseq-preprocess fairseq-train fairseq-generate sacrebleu; do
     command -v "$tool" >/dev/null || fail "$tool is not on the PATH: activate the environment that has the plugin"
 done
+if grep -qsxe --arch "$OUT/settings"; then MADE=(settings); else MADE=(); fi
+own "$OUT" "${MADE[@]}"
+hold "$OUT"
 mkdir -p "$OUT/logs"
 
 # Checkpoints fit only the data and the options that they were made with.
@@ -69,38 +73,42 @@ echo "$SETTINGS" >"$OUT/settings.tmp"
 mv "$OUT/settings.tmp" "$OUT/settings"
 
 step "1/7 generate the corpus: $OUT/text"
-luna-fairseq prepare demo "$OUT/text" --seed "$SEED" --train "$TRAIN" --valid "$HELD_OUT" --test "$HELD_OUT"
+rm -rf "$OUT/text" "$OUT/pieces" "$OUT/bin" "$OUT/spm.model" "$OUT/spm.vocab"
+job luna-fairseq prepare demo "$OUT/text" --seed "$SEED" --train "$TRAIN" --valid "$HELD_OUT" --test "$HELD_OUT"
 
 step "2/7 learn and apply a joint SentencePiece model of $PIECES pieces: $OUT/spm.model"
-logged "$OUT/logs/sentencepiece.log" luna-fairseq prepare pieces --train "$OUT/text/train" --valid "$OUT/text/valid" \
+run_step sentencepiece luna-fairseq prepare pieces --train "$OUT/text/train" --valid "$OUT/text/valid" \
     --test "$OUT/text/test" --vocab-size "$PIECES" --model-prefix "$OUT/spm" --out "$OUT/pieces" --verbose
 
 step "3/7 fairseq-preprocess with a joined dictionary: $OUT/bin"
-rm -rf "$OUT/bin"
-logged "$OUT/logs/preprocess.log" fairseq-preprocess --source-lang en --target-lang de --joined-dictionary \
-    --trainpref "$OUT/pieces/train" --validpref "$OUT/pieces/valid" --testpref "$OUT/pieces/test" \
-    --destdir "$OUT/bin" --workers 1
+code=0
+preprocess 1 pieces bin "$OUT/logs/preprocess.log" || code=$?
+check_step "$code" preprocess
 
 step "4/7 fairseq-train, $UPDATES updates: $OUT/checkpoints"
-if compgen -G "$OUT/checkpoints/checkpoint_*_$UPDATES.pt" >/dev/null; then
+progress() {
+    sed -nuE -e 's/.* (loss=[^ ]+), .*(num_updates=[^,]+), (lr=[^,]+),.*( wall=.*)/\2 \1 \3\4 s/p' \
+        -e "s/.*valid on 'valid' subset (\| loss [^ ]+) .*(\| ppl [^ ]+) .*/  valid \1 \2/p"
+}
+if [[ -n $(find "$OUT/checkpoints" -maxdepth 1 -name "checkpoint_*_$UPDATES.pt" 2>/dev/null) ]]; then
     echo "already done"
 else
     # On a CPU much of the time goes into page faults: glibc should keep what is freed, in large pages.
-    GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1 \
+    code=0
+    shown "$OUT/logs/train.log" progress env \
+        GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1 \
         fairseq-train "$OUT/bin" --user-dir "$USER_DIR" --cpu "${MODEL[@]}" "${TRAINING[@]}" \
         --data-buffer-size 0 --num-workers 0 --log-format simple --log-interval "$LOG_EVERY" \
-        --save-dir "$OUT/checkpoints" 2>&1 | tee -a "$OUT/logs/train.log" |
-        sed -nuE -e 's/.* (loss=[^ ]+), .*(num_updates=[^,]+), (lr=[^,]+),.*( wall=.*)/\2 \1 \3\4 s/p' \
-            -e "s/.*valid on 'valid' subset (\| loss [^ ]+) .*(\| ppl [^ ]+) .*/  valid \1 \2/p" ||
-        { tail -n 20 "$OUT/logs/train.log" >&2; fail "fairseq-train failed; all that it printed is in $OUT/logs/train.log"; }
+        --save-dir "$OUT/checkpoints" || code=$?
+    check_step "$code" train
 fi
 
 step "5/7 average the last three checkpoints: $OUT/averaged.pt"
-logged "$OUT/logs/average.log" luna-fairseq average --inputs "$OUT/checkpoints" --num-update-checkpoints 3 \
+run_step average luna-fairseq average --inputs "$OUT/checkpoints" --num-update-checkpoints 3 \
     --output "$OUT/averaged.pt"
 
 step "6/7 fairseq-generate on the test set, beam 5: $OUT/logs/generate.log"
-logged "$OUT/logs/generate.log" fairseq-generate "$OUT/bin" --user-dir "$USER_DIR" --cpu --path "$OUT/averaged.pt" \
+run_step generate fairseq-generate "$OUT/bin" --user-dir "$USER_DIR" --cpu --path "$OUT/averaged.pt" \
     --source-lang en --target-lang de --gen-subset test --beam 5 --max-len-a 1.5 --max-len-b 10 --max-tokens 2000 \
     --data-buffer-size 0 --num-workers 0 \
     --bpe sentencepiece --sentencepiece-model "$OUT/spm.model"

@@ -4,23 +4,75 @@
 #   CALLER      the folder that the user called from
 #   DEFAULT_OUT where to write if OUT is not set
 
+# fail_with CODE MESSAGE
+fail_with() {
+  echo "$(basename "$0"): ${*:2}" >&2 || true
+  exit "$1"
+}
+fail() { fail_with 1 "$@"; }
+
+# check_path PATH: refuse what fairseq takes for something else, however it is quoted.
+check_path() {
+  [[ $1 != *$'\n'* ]] || fail "$(printf %q "$1") has a line break: rename the folder"
+  # shellcheck disable=SC2016
+  [[ $1 != *'${'* ]] || fail "$1 has a \${, behind which fairseq looks for the name of an option: rename the folder"
+}
+
 SMOKE=${SMOKE:-}
 OUT=${OUT:-$PWD/$DEFAULT_OUT}
 [[ $OUT == /* ]] || OUT=$CALLER/$OUT
 [ -z "$SMOKE" ] || OUT=$OUT/smoke
+check_path "$OUT"
+[[ $OUT != *:* ]] || fail "OUT is $OUT, and at a colon fairseq separates folders: rename the folder, or set OUT to another one"
 [ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
 # Training on a CPU spends much of its time getting fresh memory from the system: let malloc keep it.
 export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 # What fairseq-hydra-train warns of before it loads the plugin, which would quieten it.
 export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserWarning:hydra.main,ignore::UserWarning:hydra._internal.hydra"
 
-fail() { echo "$(basename "$0"): $*" >&2; exit 1; }
+. scripts/processes.sh
+
+# own FOLDER [MADE...]: make FOLDER, or take it if it is empty, and leave a mark there. What has the mark of this script
+# may be written over and removed, and nothing else. A folder of before there were marks is known by one of the files
+# MADE (patterns). A smoke run inside is not looked at.
+own() {
+  local folder=$1 mark found made
+  mark=.made-by-$(basename "$0")
+  shift
+  [ ! -e "$folder" ] && [ ! -L "$folder" ] || [ -d "$folder" ] || fail "$folder is not a folder: set OUT to another one"
+  mkdir -p "$folder"
+  # In this order another script that takes it at the same moment does no harm.
+  found=$(find -H "$folder" -mindepth 1 -maxdepth 1 ! -name smoke -print -quit)
+  if [ -n "$found" ] && [ ! -e "$folder/$mark" ]; then
+    for made; do
+      # By a subshell: the name of the folder may be a pattern itself.
+      ! (cd "$folder" && compgen -G "$made" > /dev/null) || found=
+    done
+    [ -z "$found" ] || fail "$folder holds ${found##*/}, which this script did not make: set OUT to a new or empty folder"
+  fi
+  [ -e "$folder/$mark" ] || echo "This script writes over and removes what is here." > "$folder/$mark"
+}
+
+# quoted VALUE: for Hydra's command line, whatever characters it has: in quotes, a backslash before each quote, and two
+# for each one that stands before a quote or at the end.
+quoted() {
+  check_path "$1"
+  printf '%s\n' "$1" | LC_ALL=C sed -E "s/(\\\\+)('|\$)/\\1\\1\\2/g; s/'/\\\\'/g; s/.*/'&'/"
+}
+
+# hydra KEY=VALUE...: sets HYDRA to these options of fairseq-hydra-train.
+hydra() {
+  local option
+  HYDRA=()
+  for option; do HYDRA+=("${option%%=*}=$(quoted "${option#*=}")"); done
+}
 
 has_gpu() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
 
 # absolute PATHS: fairseq-hydra-train may work in another folder; several paths are joined by ":".
 absolute() {
   local part parts=() joined
+  check_path "$1"
   IFS=: read -ra parts <<< "$1"
   for part in "${parts[@]}"; do
     [[ $part == /* ]] || part=$CALLER/$part
@@ -49,6 +101,7 @@ json_value() {
 }
 
 USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
+check_path "$USER_DIR"
 
 # check_config CONFIG_DIR NAME
 check_config() {
@@ -68,50 +121,67 @@ train_translation() {
   shift
   for name in "$@"; do
     check_config configs/translation "$name"
+    hydra "task.data=$data"
     # shellcheck disable=SC2086
-    train_config configs/translation "$name" "$(run_of "$name")" task.data="$data" ${OPTIONS:-}
+    train_config configs/translation "$name" "$(run_of "$name")" "${HYDRA[@]}" ${OPTIONS:-}
   done
 }
 
 # check_trained FOLDER: with a world size and no GPU fairseq may start no process, and end well.
 check_trained() {
-  compgen -G "$1/checkpoints/*.pt" > /dev/null || fail "nothing was trained: see $1/train.log"
+  [ -n "$(find "$1/checkpoints" -maxdepth 1 -name '*.pt' -print -quit 2> /dev/null)" ] || fail "nothing was trained: see $1/train.log"
 }
+
+updates() { { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160; }
 
 # train_config CONFIG_DIR NAME FOLDER OPTIONS...: train until it is done; the log grows over restarts. SMOKE_OPTIONS
 # make a smoke run small.
 train_config() {
-  local config_dir=$1 name=$2 folder=$3 smoke=() changed
+  local config_dir=$1 name=$2 folder=$3 smoke=() device=() changed
   shift 3
-  mkdir -p "$folder"
-  # Results of other data or options must not be taken for those of this run.
-  if [ -f "$folder/options" ] && ! printf '%s\n' "$@" | cmp -s - "$folder/options"; then
+  own "$OUT" "${MADE[@]}"
+  own "$folder" options
+  # Results of other data or options must not be taken for those of this run. Quotes came later than the first runs.
+  if [ -f "$folder/options" ] && ! cmp -s <(printf '%s\n' "$@" | tr -d "'") <(tr -d "'" < "$folder/options"); then
     fail "$folder holds a run with other data or options ($(tr '\n' ' ' < "$folder/options")): repeat those, or set TAG to name this one"
   fi
   [ -f "$folder/options" ] || printf '%s\n' "$@" > "$folder/options"
+  [ -z "$SMOKE" ] || touch "$folder/.smoke"
   changed=$(find "$config_dir" -name '*.yaml' -newer "$folder/options" | head -n 1)
   [ -z "$changed" ] || echo "$changed is newer than $folder: if it changes this run, remove that folder, or set TAG"
   if [ -f "$folder/.trained" ]; then echo "already trained: $folder"; return; fi
+  hold "$folder"
   [ -z "$SMOKE" ] || smoke=("${SMOKE_OPTIONS[@]}")
-  local device=()
   has_gpu || device=(common.cpu=true ++common.fp16=false ++distributed_training.distributed_world_size=1
     dataset.num_workers=0 dataset.data_buffer_size=0)
+  hydra "common.user_dir=$USER_DIR" "checkpoint.save_dir=$folder/checkpoints" "hydra.run.dir=$folder/hydra"
   echo "training $name; log: $folder/train.log"
-  fairseq-hydra-train --config-dir "$config_dir" --config-name "$name" \
-    common.user_dir="$USER_DIR" checkpoint.save_dir="$folder/checkpoints" \
-    hydra.run.dir="$folder/hydra" "${device[@]}" "$@" "${smoke[@]}" 2>&1 \
-    | tee -a "$folder/train.log" | { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160 \
-    || fail "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
+  shown "$folder/train.log" updates fairseq-hydra-train --config-dir "$config_dir" --config-name "$name" \
+    "${HYDRA[@]}" "${device[@]}" "$@" "${smoke[@]}" \
+    || fail_with $? "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
   check_trained "$folder"
   touch "$folder/.trained"
+  release
 }
 
 # average_run FOLDER WHICH...: FOLDER/average.pt of its checkpoints, by options of luna-fairseq average that say of which.
 average_run() {
   local folder=$1
   shift
-  luna-fairseq average --inputs "$folder/checkpoints" "$@" --output "$folder/average.pt" > "$folder/average.log" 2>&1 \
-    || fail "averaging failed: $(tail -n 1 "$folder/average.log") (log: $folder/average.log)"
+  logged "$folder/average.log" luna-fairseq average --inputs "$folder/checkpoints" "$@" --output "$folder/average.pt" \
+    || fail_with $? "averaging failed: $(tail -n 1 "$folder/average.log") (log: $folder/average.log)"
+}
+
+# preprocess WORKERS TEXT DATA LOG: OUT/DATA of OUT/TEXT/{train,valid,test}.{en,de}, with one dictionary.
+preprocess() {
+  local tool root=$PWD code=0
+  tool=$(type -P fairseq-preprocess) || fail "fairseq-preprocess is not on the PATH: see the README"
+  [[ $tool == /* ]] || tool=$PWD/$tool
+  cd "$OUT"  # at a comma in a name fairseq separates files
+  logged "$4" "$tool" --source-lang en --target-lang de --joined-dictionary --workers "$1" \
+    --trainpref "$2/train" --validpref "$2/valid" --testpref "$2/test" --destdir "$3" || code=$?
+  cd "$root"
+  return "$code"
 }
 
 # take_translations LOG REFERENCE FILE: the translations that fairseq-generate has printed, one for each line of
@@ -129,28 +199,35 @@ add_to_card() {
     || fail "no model card for $1/average.pt: run luna-fairseq card by hand to see why"
 }
 
-# evaluate FOLDER DATA SUBSET "KEY=VALUE..." OPTIONS...: accuracy of the best checkpoint in FOLDER by fairseq-validate with
-# OPTIONS; FOLDER/result.json keeps it beside the keys, and is printed.
+# evaluate FOLDER DATA SUBSET KEY=VALUE... -- OPTIONS...: accuracy of the best checkpoint in FOLDER by fairseq-validate
+# with OPTIONS; FOLDER/result.json keeps it beside the keys, and is printed.
 evaluate() {
-  local folder=$1 data=$2 subset=$3 keys=$4 cpu=() accuracy pair pairs
-  shift 4
+  local folder=$1 data=$2 subset=$3 keys=() cpu=() accuracy pair
+  shift 3
+  while [ "$1" != -- ]; do
+    pair=${1//\\/\\\\}  # in JSON a backslash stands before a backslash and before a quote
+    pair=${pair//\"/\\\"}
+    keys+=("${pair//$'\t'/\\t}")
+    shift
+  done
   if [ ! -f "$folder/result.json" ]; then
+    hold "$folder"
     has_gpu || cpu=(--cpu)
-    fairseq-validate "$data" --user-dir "$USER_DIR" --path "$folder/checkpoints/checkpoint_best.pt" "${cpu[@]}" \
+    logged "$folder/validate.log" fairseq-validate "$data" --user-dir "$USER_DIR" \
+      --path "$folder/checkpoints/checkpoint_best.pt" "${cpu[@]}" \
       --distributed-world-size 1 --valid-subset "$subset" --batch-size 16 --required-batch-size-multiple 1 \
-      --num-workers 0 --data-buffer-size 0 --log-format simple "$@" > "$folder/validate.log" 2>&1 \
-      || fail "evaluation failed: see $folder/validate.log"
+      --num-workers 0 --data-buffer-size 0 --log-format simple "${@:2}" \
+      || fail_with $? "evaluation failed: see $folder/validate.log"
     accuracy=$(sed -nE "s/.*valid on '[A-Za-z0-9_]+' subset \|.* accuracy ([0-9.]+).*/\1/p" "$folder/validate.log" | tail -n 1)
     [ -n "$accuracy" ] || fail "evaluation failed: no accuracy in $folder/validate.log"
     [[ $accuracy == *.* ]] || accuracy+=.0
-    keys=${keys//\\/\\\\}  # in JSON a backslash stands before a backslash and before a quote
-    read -ra pairs <<< "${keys//\"/\\\"}"
     {
       printf '{'
-      for pair in "${pairs[@]}"; do printf '"%s": "%s", ' "${pair%%=*}" "${pair#*=}"; done
+      for pair in "${keys[@]}"; do printf '"%s": "%s", ' "${pair%%=*}" "${pair#*=}"; done
       printf '"accuracy": %s}\n' "$accuracy"
     } > "$folder/result.tmp"
     mv "$folder/result.tmp" "$folder/result.json"
+    release
   fi
   cat "$folder/result.json"
 }

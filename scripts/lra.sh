@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=lra-out
 . scripts/experiment.sh
+MADE=('*/hydra/.hydra' 'data/*/settings.json' 'data/*/smoke/settings.json')
 
 SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=16 ++model.encoder_ffn_embed_dim=16
   ++model.encoder_attention_heads=2 ++model.classifier_out_dim=16 ++model.attention_dropout=0 ++common.log_interval=1
@@ -51,7 +52,8 @@ prepare() {
     fail "$1 needs the folder with the published files: $0 prepare $1 FOLDER"
   fi
   if [ -d "$(data_folder "$1")" ] && [ -z "$folder" ]; then return; fi
-  luna-fairseq prepare "${words[0]}" --out "$OUT/data/${words[1]}" "${words[@]:2}" "${from[@]}" ${SMOKE:+--smoke}
+  own "$OUT" "${MADE[@]}"
+  job luna-fairseq prepare "${words[0]}" --out "$OUT/data/${words[1]}" "${words[@]:2}" "${from[@]}" ${SMOKE:+--smoke}
 }
 
 check_row() {
@@ -67,7 +69,8 @@ train() {
   local data
   data=$(data_folder "$1")
   [ -d "$data" ] || fail "no data in $data: run '$0 prepare $1' first"
-  train_config configs/lra "$1" "$(row_folder "$1" "$2")" layers="$2" task.data="$data" "${@:3}"
+  hydra "task.data=$data"
+  train_config configs/lra "$1" "$(row_folder "$1" "$2")" layers="$2" "${HYDRA[@]}" "${@:3}"
 }
 
 test_row() {
@@ -77,7 +80,7 @@ test_row() {
   folder=$(row_folder "$1" "$2")
   [ -f "$folder/.trained" ] || fail "$1 with $2 is not trained: run '$0 train $1 $2' first"
   ! grep -q "^  - input: pixels" "configs/lra/$1.yaml" || task=lra-image
-  evaluate "$folder" "$(data_folder "$1")" test "config=$1 layers=$2 tag=${TAG:-}" --task "$task" \
+  evaluate "$folder" "$(data_folder "$1")" test "config=$1" "layers=$2" "tag=${TAG:-}" -- --task "$task" \
     --criterion lra_cross_entropy --save-predictions "$folder/predictions.tsv"
 }
 

@@ -17,6 +17,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=masked-lm-out
 . scripts/experiment.sh
+MADE=('*/hydra/.hydra')
 
 SMOKE_OPTIONS=("${TINY_ENCODER[@]}" ++dataset.batch_size=2 ++optimization.max_update=2 ++optimization.max_epoch=0
   "++optimization.update_freq=[1]" ++dataset.max_valid_steps=2 ++common.log_interval=1
@@ -28,7 +29,8 @@ pretrain() {
   local name=$1 data
   data=$(absolute "$2")
   shift 2
-  train_config configs/masked_lm "$name" "$OUT/$name${TAG:+-$TAG}" task.data="'$data'" "$@"
+  hydra "task.data=$data"
+  train_config configs/masked_lm "$name" "$OUT/$name${TAG:+-$TAG}" "${HYDRA[@]}" "$@"
 }
 
 finetune() {
@@ -39,16 +41,17 @@ finetune() {
   shift 3
   if [ "$source" != scratch ]; then
     source=$(absolute "$source")
-    start=(checkpoint.finetune_from_model="$source")
+    start=("checkpoint.finetune_from_model=$source")
     # OUT/wikitext2_roberta/checkpoints/checkpoint_best.pt is "wikitext2_roberta".
     from=$(basename "$(dirname "$source")")
     [ "$from" != checkpoints ] || from=$(basename "$(dirname "$(dirname "$source")")")
   fi
   folder=$OUT/$name.$from${TAG:+-$TAG}
-  train_config configs/masked_lm "$name" "$folder" task.data="$data" "${start[@]}" "$@"
+  hydra "task.data=$data" "${start[@]}"
+  train_config configs/masked_lm "$name" "$folder" "${HYDRA[@]}" "$@"
   task=$(sed -n 's/^  - kind: //p' "configs/masked_lm/$name.yaml")
   [ "$name" != finetune_race ] || subset=test  # what the papers report for RACE
-  evaluate "$folder" "$data" "$subset" "config=$name from=$from tag=${TAG:-}" --task "$task" --criterion "$task" \
+  evaluate "$folder" "$data" "$subset" "config=$name" "from=$from" "tag=${TAG:-}" -- --task "$task" --criterion "$task" \
     ${SMOKE:+--skip-invalid-size-inputs-valid-test}
 }
 

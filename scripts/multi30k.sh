@@ -16,25 +16,29 @@ cd "$(dirname "$0")/.."
 DEFAULT_OUT=multi30k-out
 THREADS=${THREADS:-1}
 . scripts/experiment.sh
+MADE=('*/hydra/.hydra' data-bin/.done)
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
   local folder file
   folder=$(absolute "$1")
+  [[ $(realpath "$folder")/ != "$(realpath -m "$OUT")"/* ]] \
+    || fail "$folder lies in $OUT, where this script writes over and removes what is there: set OUT to another folder"
   for file in {train,val,test_2016_flickr}.{en,de}; do
     [ -f "$folder/$file" ] || fail "$folder/$file does not exist: name the folder with Multi30k's text"
   done
   if [ -f "$OUT/data-bin/.done" ]; then echo "already prepared: $OUT/data-bin"; return; fi
+  own "$OUT" "${MADE[@]}"
+  hold "$OUT"
   rm -rf "$OUT/text" "$OUT/data-bin"
   mkdir -p "$OUT/text"
   local small=()
   [ -z "$SMOKE" ] || small=(--vocab-size 500 --lines 400 400 100)
-  luna-fairseq prepare pieces --train "$folder/train" --valid "$folder/val" --test "$folder/test_2016_flickr" \
+  job luna-fairseq prepare pieces --train "$folder/train" --valid "$folder/val" --test "$folder/test_2016_flickr" \
     --vocab-size 4000 --keep-text --out "$OUT/text" "${small[@]}"
-  fairseq-preprocess --source-lang en --target-lang de --joined-dictionary --workers 2 \
-    --trainpref "$OUT/text/train" --validpref "$OUT/text/valid" --testpref "$OUT/text/test" \
-    --destdir "$OUT/data-bin" > "$OUT/preprocess.log" 2>&1 || fail "fairseq-preprocess failed: see $OUT/preprocess.log"
+  preprocess 2 text data-bin preprocess.log || fail_with $? "fairseq-preprocess failed: see $OUT/preprocess.log"
   touch "$OUT/data-bin/.done"
+  release
   echo "prepared: $OUT/data-bin"
 }
 
@@ -57,13 +61,15 @@ score() {
     check_config configs/translation "$name"
     [ -f "$(run_of "$name")/.trained" ] || fail "$name is not trained: run '$0 train $name' first${TAG:+, with TAG=$TAG}"
     name=$name${TAG:+-$TAG}
+    hold "$OUT/$name"
     average_run "$OUT/$name" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)"
-    fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$OUT/$name/average.pt" --cpu \
-      --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" \
-      > "$OUT/$name/generate.log" 2>&1 || fail "generation failed: see $OUT/$name/generate.log"
+    logged "$OUT/$name/generate.log" fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$OUT/$name/average.pt" \
+      --cpu --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" \
+      || fail_with $? "generation failed: see $OUT/$name/generate.log"
     take_translations "$OUT/$name/generate.log" "$OUT/text/test.raw.de" "$OUT/$name/test.de"
-    sacrebleu "$OUT/text/test.raw.de" -i "$OUT/$name/test.de" -w 2 > "$OUT/$name/bleu.json"
+    job sacrebleu "$OUT/text/test.raw.de" -i "$OUT/$name/test.de" -w 2 > "$OUT/$name/bleu.json"
     add_to_card "$OUT/$name" test_2016_flickr "$OUT/$name/bleu.json"
+    release
     echo "$name: BLEU $(json_value "$OUT/$name/bleu.json" score)  $(json_value "$OUT/$name/bleu.json" signature)"
   done
 }

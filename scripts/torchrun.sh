@@ -50,9 +50,10 @@ small=()
   dataset.max_valid_steps=2 dataset.batch_size=2 common.log_interval=1)
 [[ -z $SMOKE || $CONFIG != translation/* ]] || small+=("${TINY_DECODER[@]}")
 
+own "$OUT" run 'checkpoints/*.pt'
 mkdir -p "$OUT/logs"
 RUN=$(printf '%s\n' "$CONFIG" "$DATA" "$((NODES * PROCESSES)) processes" "$@")
-! compgen -G "$OUT/checkpoints/*.pt" > /dev/null || [ "$RUN" = "$(cat "$OUT/run" || true)" ] || [ -n "${CHANGED:-}" ] \
+[ -z "$(find "$OUT/checkpoints" -name '*.pt' -print -quit 2> /dev/null)" ] || [ "$RUN" = "$(cat "$OUT/run" || true)" ] || [ -n "${CHANGED:-}" ] \
   || fail "$OUT holds another run ($(tr '\n' ' ' < "$OUT/run")): repeat that, set OUT, or set CHANGED=1 to go on otherwise"
 if [ -f "$OUT/.trained" ]; then echo "already trained: $OUT"; exit; fi
 rm -f "$OUT/failed"
@@ -95,6 +96,7 @@ if [ "$NODES" = 1 ]; then
 else
   meeting=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${SLURM_JOB_ID:-${CONFIG##*/}}")
 fi
+hydra "common.user_dir=$USER_DIR" "task.data=$DATA" "checkpoint.save_dir=$OUT/checkpoints" "hydra.run.dir=$OUT/hydra"
 echo "training $CONFIG in $NODES x $PROCESSES processes; log: $OUT/train.log"
 job='' stopped='' when=0
 # stop SIGNAL: the trainings end when they have saved. They hear of it themselves: torchrun would kill them after 30
@@ -116,8 +118,7 @@ done
 # In a process group of its own: what a terminal sends comes by this script alone.
 set -m
 torchrun "${meeting[@]}" --nproc-per-node "$PROCESSES" --no-python bash -c "$process" process \
-  --config-dir "$PWD/configs/$(dirname "$CONFIG")" --config-name "$(basename "$CONFIG")" common.user_dir="$USER_DIR" \
-  task.data="'$DATA'" checkpoint.save_dir="$OUT/checkpoints" hydra.run.dir="$OUT/hydra" \
+  --config-dir "$PWD/configs/$(dirname "$CONFIG")" --config-name "$(basename "$CONFIG")" "${HYDRA[@]}" \
   "${device[@]}" "${small[@]}" "$@" < /dev/null &
 job=$!
 set +m

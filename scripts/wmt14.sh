@@ -20,6 +20,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=wmt14-out
 . scripts/experiment.sh
+MADE=('*/hydra/.hydra' raw/europarl.en 'archives/*.tgz*')
 RECIPE=${RECIPE:-sentencepiece}
 case $RECIPE in sentencepiece | moses) ;; *) fail "RECIPE is $RECIPE: set it to sentencepiece or moses" ;; esac
 DATA=$OUT/$RECIPE
@@ -30,15 +31,21 @@ download() {
   local source=${WMT14_SOURCE:-} checksums=()
   [ -z "$source" ] || [[ $source == http*://* ]] || source=$(absolute "$source")
   [ -z "${WMT14_CHECKSUMS:-}" ] || checksums=(--checksums "$(absolute "$WMT14_CHECKSUMS")")
-  luna-fairseq fetch wmt14 --out "$OUT" ${source:+--source "$source"} "${checksums[@]}"
+  own "$OUT" "${MADE[@]}"
+  hold "$OUT"
+  job luna-fairseq fetch wmt14 --out "$OUT" ${source:+--source "$source"} "${checksums[@]}"
+  release
 }
 
 prepare() {
   [ -f "$OUT/raw/test.de" ] || fail "no text in $OUT/raw: run '$0 download' first"
   local small=()
   [ -z "$SMOKE" ] || small=(--vocab-size 300 --merges 300 --smoke)
-  luna-fairseq prepare translation --train "$OUT"/raw/{europarl,commoncrawl,newscommentary} \
+  own "$OUT" "${MADE[@]}"
+  hold "$OUT"
+  job luna-fairseq prepare translation --train "$OUT"/raw/{europarl,commoncrawl,newscommentary} \
     --valid "$OUT/raw/valid" --test "$OUT/raw/test" --recipe "$RECIPE" --workers "$WORKERS" --out "$DATA" "${small[@]}"
+  release
 }
 
 PIECES=$DATA${SMOKE:+/smoke}
@@ -61,7 +68,9 @@ average() {
   for name in "$@"; do
     folder=$(run_of "$name")
     need_file "$folder/.trained" "train $name"
+    hold "$folder"
     average_run "$folder" --num-update-checkpoints "$([ -n "$SMOKE" ] && echo 2 || echo "$AVERAGE")"
+    release
     echo "averaged: $folder/average.pt"
   done
 }
@@ -77,9 +86,9 @@ translate() {
   else
     pieces=(--bpe sentencepiece --sentencepiece-model "$PIECES/sentencepiece.model")
   fi
-  fairseq-generate "$DATA_BIN" --user-dir "$USER_DIR" --path "$folder/average.pt" --source-lang en --target-lang de \
-    --gen-subset "$subset" --beam 5 --lenpen "$lenpen" --max-tokens 8000 "${device[@]}" "${pieces[@]}" > "$log" 2>&1 \
-    || fail "generation failed: see $log"
+  logged "$log" fairseq-generate "$DATA_BIN" --user-dir "$USER_DIR" --path "$folder/average.pt" \
+    --source-lang en --target-lang de --gen-subset "$subset" --beam 5 --lenpen "$lenpen" --max-tokens 8000 \
+    "${device[@]}" "${pieces[@]}" || fail_with $? "generation failed: see $log"
   take_translations "$log" "$(reference "$subset")" "$to"
 }
 
@@ -98,15 +107,17 @@ tune() {
     folder=$(run_of "$name")
     need_file "$folder/average.pt" "average $name"
     scores=
+    hold "$folder"
     for lenpen in 0.4 0.6 0.8 1.0 1.2; do
       translate "$folder" valid "$lenpen"
-      luna-fairseq score "$(reference valid)" "$folder/valid.$lenpen.de" > "$folder/valid.$lenpen.json"
+      job luna-fairseq score "$(reference valid)" "$folder/valid.$lenpen.de" > "$folder/valid.$lenpen.json"
       echo "$name, length penalty $lenpen: $(cat "$folder/valid.$lenpen.json")"
       scores+="$(json_value "$folder/valid.$lenpen.json" score) $lenpen"$'\n'
     done
     # Of equal scores the first.
     best=$(printf %s "$scores" | LC_ALL=C sort -s -k 1,1gr | sed -n '1s/.* //p')
     echo "$best" > "$folder/lenpen"
+    release
     echo "length penalty $best"
   done
 }
@@ -122,7 +133,9 @@ generate() {
   for name in "$@"; do
     folder=$(run_of "$name")
     need_file "$folder/average.pt" "average $name"
+    hold "$folder"
     translate "$folder" test "$(lenpen_of "$folder")"
+    release
     echo "translated: $folder/test.$(lenpen_of "$folder").de"
   done
 }
@@ -134,9 +147,11 @@ score() {
     lenpen=$(lenpen_of "$folder")
     need_file "$folder/test.$lenpen.de" "generate $name"
     [ "$folder/test.$lenpen.de" -nt "$folder/average.pt" ] || fail "$folder/average.pt is newer than its translations: run '$0 generate $name' first"
-    luna-fairseq score "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
+    hold "$folder"
+    job luna-fairseq score "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
     mv "$folder/score.tmp" "$folder/score.json"
     add_to_card "$folder" newstest2014 "$folder/score.json"
+    release
     echo "$name, newstest2014, length penalty $lenpen: $(cat "$folder/score.json")"
   done
 }

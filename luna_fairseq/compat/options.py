@@ -1,15 +1,38 @@
-"""Options that must not run code: those of a model come from its checkpoint."""
+"""Options on their way to where they are used: they are neither changed nor run as code."""
 
 import ast
+import re
 import sys
+from argparse import Namespace
 from typing import Any, List
 
-from luna_fairseq.compat._replace import replaces_value
+from luna_fairseq.compat._replace import replaces, replaces_value
 
 _HARMLESS = (
     *(ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Load),
     *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UnaryOp, ast.UAdd, ast.USub),
 )
+
+
+class _Escaped(Namespace):
+    """Options whose texts Hydra's grammar gives back as they were, once a backslash stands before each quote."""
+
+
+@replaces(
+    "fairseq.dataclass.utils",
+    "_override_attr",
+    fairseq="quotes options for Hydra, but no backslash before a quote: such a path ends in its grammar",
+    here="these backslashes are doubled, and a folder may be called as it likes",
+    since="fairseq 0.12.3",
+)
+def keep_backslashes(original: Any, sub_node: str, data_class: Any, args: Any) -> List[str]:
+    if isinstance(args, Namespace) and not isinstance(args, _Escaped):
+        args = _Escaped(**{name: _escaped(value) for name, value in vars(args).items()})
+    return original(sub_node, data_class, args)
+
+
+def _escaped(value: Any) -> Any:
+    return re.sub(r"(\\+)('|\Z)", r"\1\1\2", value) if isinstance(value, str) else value
 
 
 def _evaluate(text: Any) -> Any:

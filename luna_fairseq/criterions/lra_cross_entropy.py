@@ -1,7 +1,9 @@
 """``--criterion lra_cross_entropy``: cross-entropy over classes, and accuracy (paper, section 4.1)."""
 
 import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, TextIO, Tuple
 
 import torch.nn.functional as F
@@ -39,7 +41,7 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         sentence_avg: divide by the number of examples.
 
     Raises:
-        ValueError: for a file of predictions and several devices.
+        ValueError: for a file of predictions and several devices, or if something else is in that file.
     """
 
     def __init__(self, task: Any, save_predictions: Optional[str], sentence_avg: bool) -> None:
@@ -48,6 +50,8 @@ class LRACrossEntropyCriterion(FairseqCriterion):
             raise ValueError(
                 f"--save-predictions is {save_predictions}: evaluate with --distributed-world-size 1 to write it"
             )
+        if save_predictions:
+            _check_replaceable(Path(save_predictions))
         self.save_predictions = save_predictions
         self.sentence_avg = sentence_avg
         self._file: Optional[TextIO] = None
@@ -111,3 +115,16 @@ class LRACrossEntropyCriterion(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """All of them are sums."""
         return True
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to write over a file that does not begin as predictions do.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            first = file.readline()
+        if first and not re.fullmatch(r"\d+\t[^\t]*\t[^\t]*\n", first):
+            raise ValueError(f"--save-predictions is {path}, which holds something else: name another file")

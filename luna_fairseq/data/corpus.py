@@ -56,7 +56,7 @@ from luna_fairseq.data.pieces import (
     read_dictionary,
     wrong_dictionary,
 )
-from luna_fairseq.data.settings import SETTINGS, SMOKE, check_settings
+from luna_fairseq.data.settings import SETTINGS, SMOKE, begun
 from luna_fairseq.data.workers import in_order
 from luna_fairseq.errors import PreparationError
 
@@ -111,14 +111,7 @@ class Preparation:
         for path in itertools.chain.from_iterable(self.texts.values()):
             need_file(path)
         settings = self.settings()
-        if self.settings_file.exists():
-            check_settings(self.settings_file, settings)
-        else:
-            for name in ("data-bin", DICTIONARY):
-                if (self.out / name).exists():
-                    raise PreparationError(
-                        f"{self.out} has a {name} that luna-fairseq prepare did not make: name another --out"
-                    )
+        if not begun(self.out, settings):
             self.check_pieces()
         shards = self.shards(self.args.shards)
         if self.settings_file.exists() and self.dictionary.exists() and all(map(self.finished, shards)):

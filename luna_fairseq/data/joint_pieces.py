@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luna_fairseq.console import positive, run
-from luna_fairseq.data.files import need_file
+from luna_fairseq.data.files import alone_in, need_file
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.pieces import SentencePieceEncoder, train_sentencepiece
+from luna_fairseq.data.settings import SETTINGS, read_settings, take
 from luna_fairseq.errors import PreparationError
 
 SPLITS = ("train", "valid", "test")
@@ -56,17 +57,32 @@ def prepare(args: argparse.Namespace) -> None:
             if need_file(path).resolve().parent == args.out.resolve():
                 raise PreparationError(f"--out {args.out} is the folder of the text {path}: name another one")
     model = args.model_prefix or args.out / "spm"
-    print(f"learning {args.vocab_size:,} joint pieces and encoding")
-    if args.keep_text:
-        limits = args.lines or [None] * len(SPLITS)
-        for (split, prefix), limit in zip(prefixes.items(), limits, strict=True):
-            prefixes[split] = args.out / f"{split}.raw"
-            pairs = read_pairs(prefix, languages, limit)
-            write_pairs(prefixes[split], languages, ((source.strip(), target.strip()) for source, target in pairs))
-    learn(prefixes["train"], languages, args.vocab_size, model, args.verbose)
-    encoder = SentencePieceEncoder(Path(f"{model}.model"))
-    for split, prefix in prefixes.items():
-        write_pairs(args.out / split, languages, encoded(encoder, read_pairs(prefix, languages)))
+    with alone_in(args.out.resolve()):
+        _take(args.out, model)
+        print(f"learning {args.vocab_size:,} joint pieces and encoding")
+        if args.keep_text:
+            limits = args.lines or [None] * len(SPLITS)
+            for (split, prefix), limit in zip(prefixes.items(), limits, strict=True):
+                prefixes[split] = args.out / f"{split}.raw"
+                pairs = read_pairs(prefix, languages, limit)
+                write_pairs(
+                    prefixes[split], languages, ((source.strip(), target.strip()) for source, target in pairs)
+                )
+        learn(prefixes["train"], languages, args.vocab_size, model, args.verbose)
+        encoder = SentencePieceEncoder(Path(f"{model}.model"))
+        for split, prefix in prefixes.items():
+            write_pairs(args.out / split, languages, encoded(encoder, read_pairs(prefix, languages)))
+
+
+def _take(out: Path, model: Path) -> None:
+    """Take OUT, and the name of the model: an earlier model is replaced if it was made together with this OUT."""
+    settings = {"script": "luna-fairseq prepare pieces", "model": str(model.resolve())}
+    before = read_settings(out / SETTINGS) if (out / SETTINGS).is_file() else {}
+    if model.resolve().parent != out.resolve() and before != settings:
+        for path in (Path(f"{model}.model"), Path(f"{model}.vocab")):
+            if path.exists() or path.is_symlink():
+                raise PreparationError(f"{path} was not made with {out}: name another --model-prefix")
+    take(out, settings)
 
 
 def main(prog: str, arguments: list[str]) -> int:

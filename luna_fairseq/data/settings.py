@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from luna_fairseq.data.files import alone_in, read_json, whole_folder, write_json
+from luna_fairseq.data.files import alone_in, whole_folder, write_json
 from luna_fairseq.errors import PreparationError
 
 SETTINGS, SMOKE = "settings.json", "smoke"
@@ -14,7 +14,7 @@ SETTINGS, SMOKE = "settings.json", "smoke"
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on in a folder that was begun with other settings or other input."""
-    before = read_json(path)
+    before = read_settings(path)
     for key in {**before, **settings}:
         if before.get(key) != settings.get(key):
             raise PreparationError(
@@ -23,21 +23,51 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a folder was begun with.
+
+    Raises:
+        PreparationError: if the file is another program's, or damaged; nobody is told to remove what may be his own.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise PreparationError(f"{path} is damaged, or not of luna-fairseq prepare: name another --out")
+    return settings
+
+
 def begun(out: Path, settings: dict[str, Any]) -> bool:
     """Whether OUT was begun, with these settings; False if nothing is there.
 
     Raises:
         PreparationError: if it was begun with others, or holds something else.
     """
-    # A smoke run is inside OUT, and may be there before it.
-    there = [path for path in (out.iterdir() if out.is_dir() else ()) if not _is_smoke(path)]
+    there = _content(out)
     if out / SETTINGS in there:
         check_settings(out / SETTINGS, settings)
     elif there:
-        raise PreparationError(
-            f"{out} has a {there[0].name} that luna-fairseq prepare did not make: name another --out"
-        )
+        raise _not_ours(there[0])
     return bool(there)
+
+
+def take(out: Path, settings: dict[str, Any]) -> None:
+    """Take OUT for files that are made anew each time, and leave the settings there.
+
+    Args:
+        out: the folder.
+        settings: with the name of the command as "script".
+
+    Raises:
+        PreparationError: if it holds anything, and this command did not make it.
+    """
+    there = _content(out)
+    before = read_settings(out / SETTINGS) if out / SETTINGS in there else {}
+    if there and before.get("script") != settings["script"]:
+        raise _not_ours(there[0])
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / SETTINGS, settings)
 
 
 def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable[[Path], str]) -> None:
@@ -63,5 +93,14 @@ def fill_folder(out: Path, smoke: bool, settings: dict[str, Any], fill: Callable
     print(f"data for {options}: {out}")
 
 
-def _is_smoke(path: Path) -> bool:
-    return path.name == SMOKE or path.name.startswith(f".{SMOKE}.tmp-")
+def _content(out: Path) -> list[Path]:
+    """What is in a folder, but for a smoke run, which may be there first, and what a killed run leaves of a name."""
+    names = (f".{SMOKE}.tmp-", f".{SETTINGS}.tmp-")
+    there = sorted(out.iterdir()) if out.is_dir() else []
+    return [path for path in there if path.name != SMOKE and not path.name.startswith(names)]
+
+
+def _not_ours(path: Path) -> PreparationError:
+    return PreparationError(
+        f"{path.parent} has a {path.name} that luna-fairseq prepare did not make: name another --out"
+    )

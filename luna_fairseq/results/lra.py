@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
 
-from luna_fairseq.results.runs import NOT_RUN, print_table, read_results, row, rule
+from luna_fairseq.results.runs import NOT_RUN, accuracy, figure, print_table, read_results, row, rule
 
 
 class Published(NamedTuple):
@@ -38,17 +38,19 @@ Results = Sequence[Dict[str, Any]]
 
 def ours(results: Results, config: str, layers: str) -> str:
     """The accuracies of a config with some layers, and their tags; or "not run"."""
-    values = [f"{result['accuracy']:.2f} {result['tag']}".strip() for result in _of(results, config, layers)]
+    values = [accuracy(result, 2) for result in _of(results, config, layers)]
     return ", ".join(values) or NOT_RUN
 
 
 def average(results: Results, layers: str) -> str:
     """The average over TASKS of the runs without a tag; "not run" if one of them is missing."""
-    accuracies = [
-        [result["accuracy"] for result in _of(results, config, layers) if not result["tag"]]
-        for config in TASKS.values()
+    found = [
+        [result for result in _of(results, config, layers) if not result["tag"]][:1] for config in TASKS.values()
     ]
-    return f"{sum(found[0] for found in accuracies) / len(TASKS):.2f}" if all(accuracies) else NOT_RUN
+    if not all(found):
+        return NOT_RUN
+    smoke = any(result.get("smoke", False) for (result,) in found)
+    return figure(f"{sum(result['accuracy'] for (result,) in found) / len(TASKS):.2f}", smoke)
 
 
 def _of(results: Results, config: str, layers: str) -> List[Dict[str, Any]]:

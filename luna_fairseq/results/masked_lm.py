@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from luna_fairseq.results.runs import NOT_RUN, header, parameters, perplexities, print_table, read_results, row
+from luna_fairseq.results.runs import (
+    NOT_RUN,
+    accuracy,
+    figure,
+    header,
+    is_smoke,
+    parameters,
+    perplexities,
+    print_table,
+    read_results,
+    row,
+)
 
 TASKS = {"SST-2": "sst2", "QNLI": "qnli", "QQP": "qqp", "RACE": "race", "CSQA": "csqa"}
 
@@ -39,11 +50,7 @@ PAPER = (  # section 4.3
 
 def ours(results: Sequence[Dict[str, Any]], config: str, source: str) -> str:
     """The accuracies of a config after a pretraining, with their tags; or "not run"."""
-    values = [
-        f"{result['accuracy']:.1f} {result['tag']}".strip()
-        for result in results
-        if result["config"] == config and result["from"] == source
-    ]
+    values = [accuracy(result, 1) for result in results if result["config"] == config and result["from"] == source]
     return ", ".join(values) or NOT_RUN
 
 
@@ -59,35 +66,41 @@ def paper_table(results: Sequence[Dict[str, Any]]) -> List[str]:
     return lines
 
 
-def wikitext_table(results: Sequence[Dict[str, Any]], logs: Dict[str, str]) -> List[str]:
+def wikitext_table(results: Sequence[Dict[str, Any]], logs: Dict[str, str], smoke: Sequence[str] = ()) -> List[str]:
     """A row for each small model.
 
     Args:
         results: of all runs.
         logs: what was printed during the pretraining of a model, if it is finished.
+        smoke: the models whose pretraining was a smoke run.
     """
     names = ["WikiText-2, then SST-2", "validation perplexity", "parameters", "SST-2 dev", "SST-2 dev, from scratch"]
     lines = [header(names)]
     for name in ("luna_tied_32", "luna_untied_32", "roberta"):
         log, config = logs.get(name, ""), f"sst2_small_{name}"
-        perplexity = [NOT_RUN, *perplexities(log)][-1]
+        found = [figure(value, name in smoke) for value in perplexities(log)]
+        perplexity = [NOT_RUN, *found][-1]
         accuracies = [ours(results, config, source) for source in (f"wikitext2_{name}", "scratch")]
-        lines.append(row([name, perplexity, parameters(log), *accuracies]))
+        size = figure(parameters(log), name in smoke and bool(log))
+        lines.append(row([name, perplexity, size, *accuracies]))
     return lines
 
 
-def read_logs(out: Path) -> Dict[str, str]:
-    """What finished trainings on WikiText-2 have printed, by their models."""
+def pretrained(out: Path) -> Dict[str, Path]:
+    """The finished trainings on WikiText-2, by their models."""
     prefix = "wikitext2_"
-    finished = [path.with_name("train.log") for path in out.glob(f"{prefix}*/.trained")]
-    return {path.parent.name.removeprefix(prefix): path.read_text() for path in finished if path.exists()}
+    finished = [path.parent for path in out.glob(f"{prefix}*/.trained")]
+    return {path.name.removeprefix(prefix): path for path in finished if (path / "train.log").exists()}
 
 
 def table(out: Path) -> str:
     """Both tables of what is in OUT."""
     results = read_results(out)
     title = "Dev accuracy (RACE: test accuracy), the paper's figure and (ours).\n"
-    return "\n".join([title, *paper_table(results), "", *wikitext_table(results, read_logs(out))])
+    runs = pretrained(out)
+    logs = {name: (run / "train.log").read_text() for name, run in runs.items()}
+    smoke = [name for name, run in runs.items() if is_smoke(run)]
+    return "\n".join([title, *paper_table(results), "", *wikitext_table(results, logs, smoke)])
 
 
 def main(prog: str, arguments: List[str]) -> int:

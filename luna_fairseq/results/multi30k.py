@@ -8,7 +8,7 @@ from typing import Any, List
 
 from luna_fairseq.console import run
 from luna_fairseq.errors import DataError
-from luna_fairseq.results.runs import NOT_RUN, header, parameters, perplexities, read_json, row
+from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, parameters, perplexities, read_json, row
 
 COLUMNS = (
     "config",
@@ -68,7 +68,8 @@ def table(out: Path, configs: Path) -> str:
         bleu = read_json(folder / "bleu.json")
         logs = [(folder / log).read_text() for log in ("train.log", "generate.log")]
         try:
-            lines.append(row([name, *result_cells(bleu["score"], *logs)]))
+            cells = result_cells(bleu["score"], *logs)
+            lines.append(row([name, *(figure(cell, is_smoke(folder)) for cell in cells)]))
         except DataError as error:
             raise DataError(f"{folder} has {error}") from error
         signature = bleu["signature"]

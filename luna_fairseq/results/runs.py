@@ -11,6 +11,7 @@ from luna_fairseq.console import run
 from luna_fairseq.errors import DataError
 
 NOT_RUN = "not run"
+SMOKE = "SMOKE"
 
 
 def row(cells: Sequence[str]) -> str:
@@ -40,9 +41,24 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is damaged: remove it, and let the script write it again") from error
 
 
+def is_smoke(run: Path) -> bool:
+    """Whether a run is one of those that only show that a script works: it has a mark, or lies in OUT/smoke."""
+    return (run / ".smoke").exists() or run.absolute().parent.name == "smoke"
+
+
+def figure(value: str, smoke: bool) -> str:
+    """One of our figures; that of a smoke run says so, and is never taken for a real one."""
+    return f"{value} {SMOKE}" if smoke else value
+
+
 def read_results(out: Path) -> List[Dict[str, Any]]:
-    """The result.json of every run in ``out``, in the order of their names."""
-    return [read_json(path) for path in sorted(out.glob("*/result.json"))]
+    """The result.json of every run in ``out``, in the order of their names, and whether it was a smoke run."""
+    return [{**read_json(path), "smoke": is_smoke(path.parent)} for path in sorted(out.glob("*/result.json"))]
+
+
+def accuracy(result: Dict[str, Any], digits: int) -> str:
+    """The accuracy of a run with its tag."""
+    return figure(f"{result['accuracy']:.{digits}f} {result['tag']}".strip(), result.get("smoke", False))
 
 
 def perplexities(log: str) -> List[str]:

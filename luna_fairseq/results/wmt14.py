@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, List, NamedTuple, Optional
 
 from luna_fairseq.console import run
-from luna_fairseq.results.runs import NOT_RUN, header, read_json, row
+from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, read_json, row
 
 
 class Published(NamedTuple):
@@ -58,10 +58,11 @@ def table(out: Path, kind: str) -> str:
     lines, signatures = [header(names)], set()
     for name, bleu, parameters, config in PAPER:
         cells = [NOT_RUN, NOT_RUN] if config else ["", ""]
-        if config and (scores := read_scores(out / f"wmt14_{config}.{kind}")):
+        folder = out / f"wmt14_{config}.{kind}"
+        if config and (scores := read_scores(folder)):
             plain, tokenised = scores
             signatures.add(plain["signature"])
-            cells = [str(tokenised["score"]), str(plain["score"])]
+            cells = [figure(str(score["score"]), is_smoke(folder)) for score in (tokenised, plain)]
         lines.append(row([name, f"{bleu}, {parameters}", *cells]))
     return "\n".join([*lines, "".join(f"\n{signature}" for signature in sorted(signatures))])
 

@@ -17,6 +17,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any, Dict
 
 import torch
 
@@ -28,6 +29,18 @@ from scripts.bench.report import report
 from scripts.bench.sizes import DTYPES, SIZES
 
 PROG = "python -m scripts.bench"
+
+
+def read_before(results: Path) -> Dict[str, Any]:
+    """What an earlier run has left in the file; a file of another program ends this one."""
+    if not results.exists():
+        return {}
+    try:
+        before = json.loads(results.read_text())
+        before["machine"], before["rounds"]
+    except (ValueError, TypeError, KeyError):
+        sys.exit(f"{PROG}: {results} is not of a benchmark: name another --output, or remove it")
+    return before
 
 
 def main() -> int:
@@ -65,13 +78,12 @@ def main() -> int:
     if args.memory_of:
         print(memory_of(args.memory_of[0], json.loads(args.memory_of[1]), args))
         return 0
-    args.output.mkdir(parents=True, exist_ok=True)
     results = args.output / "benchmark.json"
+    before = read_before(results)
+    args.output.mkdir(parents=True, exist_ok=True)
     found = {"machine": machine(args.device), "dtype": args.dtype, "rounds": args.rounds, "sizes": sizes}
-    if results.exists():  # other parts of the same run
-        before = json.loads(results.read_text())
-        if {**before, **json.loads(json.dumps(found))} == before:
-            found = before
+    if before and {**before, **json.loads(json.dumps(found))} == before:  # other parts of the same run
+        found = before
     for part in args.parts or PARTS:
         try:
             found[part] = PARTS[part](args)

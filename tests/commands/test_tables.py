@@ -52,6 +52,65 @@ def test_results_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
         runs.read_results(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["out", "smoke"])
+def test_a_smoke_run_is_known(folder: str, tmp_path: Path) -> None:
+    """By its mark, wherever it lies, or by where scripts write it."""
+    for name in ("a", "b"):
+        _write(tmp_path / folder / name / "result.json", _result("c", "x", 70.04))
+    (tmp_path / folder / "b" / ".smoke").touch()
+    results = runs.read_results(tmp_path / folder)
+    first = "70.0 SMOKE" if folder == "smoke" else "70.0"
+    assert [runs.accuracy(result, 1) for result in results] == [first, "70.0 SMOKE"]
+
+
+def _lra(task: str) -> Any:
+    return {"config": task, "layers": "luna_16", "tag": "", "accuracy": 50}
+
+
+SMOKE_RUNS = {  # the files, by their names; what the table says of them
+    "lra": (
+        {f"{task}/result.json": _lra(task) for task in ("listops", "text", "retrieval", "image", "pathfinder")},
+        ["| Luna-16 | 37.43 (50.00 SMOKE) | 65.74 (50.00 SMOKE) | 79.38 (50.00 SMOKE) | 46.39 (50.00 SMOKE) "
+         "| 78.36 (50.00 SMOKE) | 61.46 (50.00 SMOKE) |"],
+    ),
+    "masked-lm": (
+        {"a/result.json": {"config": "finetune_sst2", "from": "luna.base.tied", "tag": "b", "accuracy": 50},
+         "wikitext2_roberta/train.log": TRAIN_LOG, "wikitext2_roberta/.trained": ""},
+        ["| the published luna.base.tied | - (50.0 b SMOKE) | - (not run) |",
+         "| roberta | 6.76 SMOKE | 4,967,424 SMOKE | not run | not run |"],
+    ),
+    "multi30k": (
+        {f"multi30k_transformer_adam/{name}": content for name, content in (
+            ("bleu.json", {"score": 35.5, "signature": SIGNATURE}), ("train.log", TRAIN_LOG),
+            ("generate.log", GENERATE_LOG))},
+        ["| multi30k_transformer_adam | 35.5 SMOKE | 5.5 SMOKE | 4,967,424 SMOKE | 203 SMOKE | 76.04 SMOKE |"],
+    ),
+    "wmt14": (
+        {"wmt14_transformer_adam.sentencepiece/average.pt": "",
+         "wmt14_transformer_adam.sentencepiece/score.json": [
+             {"name": "BLEU", "score": 26.5, "signature": SIGNATURE}, {"name": "tokenised-BLEU", "score": 27.5}]},
+        ["| Transformer-base, Adam | 27.8, 64.9M | 27.5 SMOKE | 26.5 SMOKE |"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", SMOKE_RUNS)
+def test_no_figure_of_a_smoke_run_stands_alone(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of ours says SMOKE, and none of the paper's; the same files of a real run say it nowhere."""
+    monkeypatch.chdir(ROOT)
+    files, expected = SMOKE_RUNS[experiment]
+    for out in ("smoke", "real"):
+        for name, content in files.items():
+            _write(tmp_path / out / name, content)
+        assert main("table", [experiment, str(tmp_path / out)]) == 0
+        said = capsys.readouterr().out
+        lines = expected if out == "smoke" else [line.replace(" SMOKE", "") for line in expected]
+        assert all(line in said for line in lines), said
+        assert said.count("SMOKE") == "".join(lines).count("SMOKE")
+
+
 # ------------------------------------------------------------------------------------------- masked LM
 def _result(config: str, source: str, accuracy: float, tag: str = "") -> Any:
     return {"config": config, "from": source, "tag": tag, "accuracy": accuracy}

@@ -57,7 +57,8 @@ def test_the_text_in_pieces(text: Path, tmp_path: Path) -> None:
     made = {path.suffix: path.read_bytes() for path in model.parent.iterdir()}
     _expected([text / f"train.{lang}" for lang in LANGUAGES], model)
     assert made == {suffix: model.with_suffix(suffix).read_bytes() for suffix in (".model", ".vocab")}
-    assert sorted(path.name for path in out.iterdir()) == sorted(f"{s}.{lang}" for s in NAMES for lang in LANGUAGES)
+    files = ["settings.json", *(f"{split}.{lang}" for split in NAMES for lang in LANGUAGES)]
+    assert sorted(path.name for path in out.iterdir()) == sorted(files)
     for split, name in NAMES.items():
         for lang in LANGUAGES:
             assert (out / f"{split}.{lang}").read_text("utf-8") == _in_pieces(text / f"{name}.{lang}", model)

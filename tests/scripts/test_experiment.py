@@ -1,47 +1,34 @@
 """scripts/experiment.sh: what the experiment scripts share."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from support.forks import path_variable
 from support.running import ROOT, run_script
+from support.shell import run_shell
 
-VALIDATE = """fairseq-validate() {
-  echo "valid on 'valid' subset | loss 0.6 | accuracy 50.1 | wps 3"
-  echo "valid on 'valid' subset | loss 0.6 | nll_loss 0.1 | accuracy %s | wps 3"
+VALIDATE = """logged() {
+  echo "valid on 'valid' subset | loss 0.6 | accuracy 50.1 | wps 3" > "$1"
+  echo "valid on 'valid' subset | loss 0.6 | nll_loss 0.1 | accuracy %s | wps 3" >> "$1"
 }
 has_gpu() { return 1; }
 """
 
 
-def _shell(folder: Path, commands: str) -> str:
-    """What commands print after the file has been read; the first argument is the folder."""
-    script = f"set -euo pipefail\nCALLER=$PWD DEFAULT_OUT=out\n. scripts/experiment.sh\n{commands}"
-    done = subprocess.run(
-        ["bash", "-c", script, "it", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PATH": path_variable()},
-    )  # fmt: skip
-    return done.stdout + done.stderr
-
-
 @pytest.mark.parametrize(("logged", "accuracy"), [("79.7", 79.7), ("53", 53.0)])
-@pytest.mark.parametrize("tag", ["", "lr4e-3", 'a"b', "a\\b=c"])
+@pytest.mark.parametrize("tag", ["", "lr4e-3", 'a"b', "a\\b=c", "two  words\ta tab"])
 def test_the_accuracy_is_kept_beside_its_keys(tag: str, logged: str, accuracy: float, tmp_path: Path) -> None:
     """In JSON, of the last line that has one."""
-    said = _shell(tmp_path, f"{VALIDATE % logged}evaluate \"$1\" data valid 'config=a from=b tag={tag}' --task x")
+    evaluate = 'evaluate "$1" data valid config=a from=b "tag=$2" -- --task x'
+    said = run_shell(f"{VALIDATE % logged}{evaluate}", tmp_path, tag)
     assert said == (tmp_path / "result.json").read_text()
     assert said == json.dumps({"config": "a", "from": "b", "tag": tag, "accuracy": accuracy}) + "\n"
 
 
 def test_no_accuracy(tmp_path: Path) -> None:
-    said = _shell(
-        tmp_path, f"{VALIDATE.replace('accuracy', 'ppl') % 3}evaluate \"$1\" data valid 'config=a' --task x"
-    )
+    validate = VALIDATE.replace("accuracy", "ppl") % 3
+    said = run_shell(f'{validate}evaluate "$1" data valid config=a -- --task x', tmp_path, code=1)
     assert said == f"it: evaluation failed: no accuracy in {tmp_path}/validate.log\n"
     assert not (tmp_path / "result.json").exists()
 
@@ -51,7 +38,7 @@ def test_a_value_of_a_score(indent: int, tmp_path: Path) -> None:
     scores = [{"name": "BLEU", "score": 26.5, "signature": "nrefs:1|case:mixed"}, {"name": "other", "score": 27}]
     (tmp_path / "score.json").write_text(json.dumps(scores, indent=indent))
     values = "".join(f'json_value "$1/score.json" {key}\n' for key in ("score", "signature", "name"))
-    assert _shell(tmp_path, values) == "26.5\nnrefs:1|case:mixed\nBLEU\n"
+    assert run_shell(values, tmp_path) == "26.5\nnrefs:1|case:mixed\nBLEU\n"
 
 
 @pytest.mark.parametrize("script", ["wmt14", "multi30k", "masked_lm"])
@@ -67,9 +54,9 @@ def test_translations_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("S-1\tx\nD-10\t-0.1\tthird\nH-2\t-1\tno\nD-2\t-0.3\tsecond\nD-0\t-1\tfirst one\n")
     (tmp_path / "reference").write_text("a\nb\nc\n")
     command = 'take_translations "$1/log" "$1/reference" "$1/to"'
-    assert _shell(tmp_path, command) == ""
+    assert run_shell(command, tmp_path) == ""
     assert (tmp_path / "to").read_text() == "first one\nsecond\nthird\n"
     (tmp_path / "to").unlink()
     (tmp_path / "reference").write_text("a\nb\n")
-    assert _shell(tmp_path, command) == f"it: {tmp_path}/log does not hold every translation\n"
+    assert run_shell(command, tmp_path, code=1) == f"it: {tmp_path}/log does not hold every translation\n"
     assert not (tmp_path / "to").exists()

@@ -59,7 +59,7 @@ def test_a_row_by_one_command(tmp_path: Path, config: str) -> None:
         assert "already trained" in again and f".yaml is newer than {options.parent}" in again
         table = run_script(tmp_path, "scripts/lra.sh", "table")
         assert "| Luna-256 | 37.98 (not run) | 65.78 (not run) |" in table
-        assert f"| Luna-16 | 37.43 ({result['accuracy']:.2f}) | 65.74 (not run) |" in table
+        assert f"| Luna-16 | 37.43 ({result['accuracy']:.2f} SMOKE) | 65.74 (not run) |" in table
         said = run_script(tmp_path, "scripts/lra.sh", "train", config, layers, "optimization.lr=[0.5]", code=1)
         assert "a run with other data or options" in said
         assert "choose one of" in run_script(tmp_path, "scripts/lra.sh", "row", config, "luna_17", code=1)

@@ -38,7 +38,7 @@ def test_from_archives_to_the_table(wmt14_archives: Path, tmp_path: Path, monkey
     )
     table = run_script(tmp_path, script, "table")
     row = next(line for line in table.splitlines() if line.startswith("| Luna-32 untied, elu |"))
-    assert "not run" not in row and "| 27.6, 77.6M |" in row
+    assert "not run" not in row and "| 27.6, 77.6M |" in row and row.count(" SMOKE |") == 2
     assert table.count("not run | not run") == 9 and "nrefs:1" in table
     assert "choose one of" in run_script(tmp_path, script, "train", "nothing", code=1)
     # Scores are those of the average that is there.

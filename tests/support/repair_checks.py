@@ -40,7 +40,7 @@ from fairseq.data import (
 from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
 from fairseq.data.iterators import BufferedIterator, CountingIterator
 from fairseq.dataclass.configs import GenerationConfig
-from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf, gen_parser_from_dataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_chunker_utils import Chunker
 from fairseq.file_io import PathManager
@@ -914,6 +914,13 @@ def pass_signals_on(folder: Path, patch: Patch) -> None:
 
 
 # options
+
+
+def keep_backslashes(folder: Path, patch: Patch) -> None:
+    for name in ("/it\\'s", "/\\\\'", "/ends\\", "/it's \\ [b], {c}=ü"):
+        given = Namespace(save_dir=name, restore_file="x", data=name, task="translation")
+        config = convert_namespace_to_omegaconf(given)
+        assert (config.checkpoint.save_dir, config.task.data) == (name, name)
 
 
 def evaluate_data_only(folder: Path, patch: Patch) -> None:

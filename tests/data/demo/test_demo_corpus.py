@@ -27,8 +27,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
     """The corpus of the default size: ``train.en`` and so on."""
     out = tmp_path_factory.mktemp("corpus")
     assert cli.main(["prepare", "demo", str(out)]) == 0
-    files = sorted(path.name for path in out.iterdir())
-    assert files == sorted(f"{split}.{lang}" for split in SPLITS for lang in ("en", "de"))
+    files = [f"{split}.{lang}" for split in SPLITS for lang in ("en", "de")]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*files, "settings.json"])
     return {name: (out / name).read_text(encoding="utf-8").splitlines() for name in files}
 
 

@@ -1,0 +1,77 @@
+"""The scripts work wherever the clone and the data lie, whatever the folder is called."""
+
+import os
+import string
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luna_fairseq.data.demo.corpus import generate
+from support.forks import path_variable
+from support.running import ROOT
+
+# All that can stand in a name, but for what check_path in experiment.sh refuses.
+NAME = "".join(character for character in string.printable if character.isprintable() and character not in "/:")
+ODD = f"a {NAME} jürgen\t[x]* $y \\' ' \\"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What stands for a clone in such a folder, with the text of Multi30k."""
+    folder = tmp_path / ODD
+    (folder / "text").mkdir(parents=True)
+    for name in ("scripts", "configs", "luna_fairseq"):
+        (folder / name).symlink_to(ROOT / name)
+    pairs = generate(460, 1)
+    for split, count in (("train", 430), ("val", 20), ("test_2016_flickr", 10)):
+        for language in ("en", "de"):
+            text = "".join(f"{getattr(pair, language)}\n" for pair in pairs[:count])
+            (folder / "text" / f"{split}.{language}").write_text(text, encoding="utf-8")
+        pairs = pairs[count:]
+    return folder
+
+
+def _run(clone: Path, *arguments: Any) -> str:
+    done = subprocess.run(
+        [str(clone / arguments[0]), *map(str, arguments[1:])],
+        cwd=clone, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OUT": "out", "SMOKE": "1", "THREADS": "1", "PATH": path_variable()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_translation(clone: Path) -> None:
+    """Prepared, trained, averaged, translated and scored; a second training knows the first by its options."""
+    script, name = "scripts/multi30k.sh", "multi30k_luna_tied_16_adam"
+    assert f"prepared: {clone}/out/smoke/data-bin" in _run(clone, script, "prepare", "text")
+    assert "valid on 'valid' subset" in _run(clone, script, "train", name)
+    assert f"already trained: {clone}/out/smoke/{name}" in _run(clone, script, "train", name)
+    assert f"{name}: BLEU " in _run(clone, script, "score", name)
+    row = next(line for line in _run(clone, script, "table").splitlines() if line.startswith(f"| {name} |"))
+    assert row.count(" SMOKE |") == 5
+    assert (clone / "out" / "smoke" / name / "hydra" / ".hydra").is_dir()
+    assert not {path.name for path in clone.iterdir()} - {"scripts", "configs", "luna_fairseq", "text", "out"}
+
+
+@pytest.mark.long
+def test_classification(clone: Path) -> None:
+    pytest.importorskip("sklearn", reason="of the extra lra")
+    said = _run(clone, "scripts/lra.sh", "row", "digits", "luna_16")
+    assert '{"config": "digits", "layers": "luna_16", "tag": "", "accuracy": ' in said
+
+
+@pytest.mark.long
+def test_several_processes(clone: Path) -> None:
+    """By torchrun.sh."""
+    _run(clone, "scripts/multi30k.sh", "prepare", "text")
+    environment = {"CONFIG": "translation/translation", "DATA": "out/smoke/data-bin", "CPU": "1", "PROCESSES": "1"}
+    done = subprocess.run(
+        [str(clone / "scripts" / "torchrun.sh")], cwd=clone, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OUT": "run", "SMOKE": "1", "PATH": path_variable(), **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone / "run" / "smoke" / "checkpoints" / "checkpoint_last.pt").exists()

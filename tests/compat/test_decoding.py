@@ -99,6 +99,6 @@ def test_an_ensemble_scores_references(corpus: Corpus, trained: Dict[str, Path],
     paths = ":".join(str(trained[arch]) for arch in order.split(":"))
     output = run_command(
         *("fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--path", paths, "--cpu", "--num-workers", 0),
-        *("--score-reference", "--print-alignment"),
+        "--score-reference",
     )
-    assert len(re.findall(r"^H-", output, re.M)) == len(re.findall(r"^A-", output, re.M)) == 11
+    assert len(re.findall(r"^H-", output, re.M)) == 11

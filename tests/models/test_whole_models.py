@@ -118,8 +118,8 @@ class _Outputs(nn.Module):
         return out
 
 
-# Below and above the 8 rows of P, and the 128 positions of one product; each is traced with, and tried with all of its
-# kind: whether something is padded is decided when a model is traced, as in fairseq's Transformer.
+# Below and above the 8 rows of P, and the 128 positions of one product; each is traced with, and tried with all of
+# its kind: whether something is padded is decided when a model is traced, as in fairseq's Transformer.
 _LENGTHS: Dict[str, List[Any]] = {
     "padded": [([3, 12, 7], [6, 2, 9]), ([3, 2], [4, 4]), ([9, 30], [200, 3])],
     "plain": [([9], [6]), ([3, 3], [4, 4]), ([30], [200])],

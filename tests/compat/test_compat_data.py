@@ -8,7 +8,10 @@ from typing import Any, Callable, List
 
 import numpy as np
 import pytest
+from fairseq import tasks
 from fairseq.data import data_utils
+from fairseq.tasks.translation import TranslationConfig
+from omegaconf import OmegaConf
 
 from luna_fairseq.checks import check_complete
 from luna_fairseq.errors import DataError
@@ -76,11 +79,19 @@ def test_train1_without_upsampling(corpus: Corpus, tmp_path: Path) -> None:
         (data / path.name).symlink_to(path)
         if path.name.startswith("valid."):
             (data / path.name.replace("valid.", "train1.")).symlink_to(path)
-    both = Corpus(corpus.text, data, corpus.spm)
-    said = train(both, tmp_path / "save", "--batch-size", 1, "--max-epoch", 1)
-    assert len(logged(said, "num_updates")) == 90 + 13
-    options = ["--save-dir", tmp_path / "other", "--upsample-primary", 0, "--max-epoch", 1]
-    assert "--upsample-primary is 0: it says" in train(both, tmp_path / "other", *options, code=1).splitlines()[-1]
+
+    def size(**options: Any) -> int:
+        task = tasks.setup_task(
+            OmegaConf.structured(TranslationConfig(_name="translation", data=str(data), **options))
+        )
+        task.load_dataset("train", combine=True)
+        batches = task.get_batch_iterator(task.dataset("train"), max_sentences=8).frozen_batches
+        return sum(map(len, batches))
+
+    assert size() == size(upsample_primary=1) == 90 + 13
+    assert size(upsample_primary=2) == 2 * 90 + 13
+    with pytest.raises(DataError, match="--upsample-primary is 0: it says how often train is taken, at least 1"):
+        size(upsample_primary=0)
 
 
 def test_unequal_files_are_named(corpus: Corpus, tmp_path: Path) -> None:

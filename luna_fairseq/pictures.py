@@ -27,10 +27,18 @@ def save(figure: Any, path: Path) -> None:
     """Write a picture, whole or not at all; the same bytes for the same picture.
 
     Raises:
-        ValueError: if the ending of the name is not that of a picture.
+        ValueError: if the ending of the name is not that of a picture, or a file is there that is not one of these.
     """
     kind = path.suffix[1:].lower()
     if kind not in figure.canvas.get_supported_filetypes():
         raise ValueError(f"{path} does not say what kind of picture it is: name a file that ends in .png or .svg")
+    if path.is_file() and not _made_here(path):
+        raise ValueError(f"{path} is no picture that matplotlib made: name another file, or remove it")
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _made_here(path: Path) -> bool:
+    """Whether matplotlib has left its name in a file, at the head or, in a PDF, at the end; or nothing is in it."""
+    content = path.read_bytes().lower()
+    return not content or b"matplotlib" in content[:4096] + content[-4096:]

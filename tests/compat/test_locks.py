@@ -347,5 +347,5 @@ def test_two_trainings_of_one_folder(corpus: Corpus, tmp_path: Path) -> None:
                 process.wait()
     said = (tmp_path / "1.log").read_text()
     assert f"process {holder.pid} on {socket.gethostname()}" in said and "trains into" in said
-    assert refused >= 3 and reads > 50 and updates == sorted(updates) and updates[-1] > updates[0]
+    assert refused >= 2 and reads > 50 and updates == sorted(updates) and updates[-1] > updates[0]
     assert "train_inner" not in said

@@ -70,7 +70,12 @@ CASES: Dict[str, Tuple[List[Any], Any, int, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("nothing is due", "a save is due", "in a validation", "the epoch ends", "the epoch ends unsaved")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+)
 def test_it_goes_on_as_if_nothing_had_been(
     name: str, corpus: Corpus, whole: Callable[..., Tuple[Path, str]], tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ def test_each_signal_changes_nothing(corpus: Corpus, tmp_path: Path) -> None:
     losses = dict(zip(logged(want, "num_updates"), logged(want, "loss"), strict=True))
 
     choose, done = random.Random(5), 0
-    for number in [*SIGNALS, *SIGNALS]:
+    for number, to in zip(SIGNALS, [os.kill, os.killpg] * 3, strict=False):
         log = tmp_path / "log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
@@ -141,7 +141,7 @@ def test_each_signal_changes_nothing(corpus: Corpus, tmp_path: Path) -> None:
             )  # fmt: skip
         _wait_for("| train_inner |", choose.randint(1, 8), log, process)
         time.sleep(choose.uniform(0, 0.05))
-        (os.killpg if choose.random() < 0.5 else os.kill)(process.pid, number)
+        to(process.pid, number)
         assert process.wait() == 128 + number, log.read_text()[-3000:]
         said = log.read_text()
         assert "Traceback" not in said and f"ended by {signal.Signals(number).name} after update" in said

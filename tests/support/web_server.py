@@ -14,6 +14,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     folder: Path
     trouble: List[str]
     asked: List[Optional[str]]
+    flooded: List[int]
 
     def do_GET(self) -> None:
         path = self.folder / self.path.lstrip("/")
@@ -34,8 +35,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         if "flood" in trouble:
             self.end_headers()
             with suppress(OSError):
-                for _ in range(256):
+                for number in range(256):
                     self.wfile.write(bytes(1 << 20))
+                    self.flooded.append(number)
             return
         length = "abc" if "no length" in trouble else 1 << 40 if "long" in trouble else len(content) - start
         self.send_header("Content-Length", str(length))
@@ -52,7 +54,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serve(folder: Path) -> Iterator[Any]:
     """A server of a folder: its class, with ``address``, ``trouble`` and ``asked``."""
-    handler = type("Handler", (Server,), {"folder": folder, "trouble": [], "asked": []})
+    handler = type("Handler", (Server,), {"folder": folder, "trouble": [], "asked": [], "flooded": []})
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=found.serve_forever, daemon=True).start()
     handler.address = f"http://127.0.0.1:{found.server_port}"  # type: ignore[attr-defined]

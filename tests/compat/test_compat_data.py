@@ -8,10 +8,8 @@ from typing import Any, Callable, List
 
 import numpy as np
 import pytest
-from fairseq import tasks
-from fairseq.data import data_utils
-from fairseq.tasks.translation import TranslationConfig
-from omegaconf import OmegaConf
+from fairseq.data import Dictionary, data_utils
+from fairseq.tasks.translation import TranslationConfig, load_langpair_dataset
 
 from luna_fairseq.checks import check_complete
 from luna_fairseq.errors import DataError
@@ -80,18 +78,21 @@ def test_train1_without_upsampling(corpus: Corpus, tmp_path: Path) -> None:
         if path.name.startswith("valid."):
             (data / path.name.replace("valid.", "train1.")).symlink_to(path)
 
-    def size(**options: Any) -> int:
-        task = tasks.setup_task(
-            OmegaConf.structured(TranslationConfig(_name="translation", data=str(data), **options))
-        )
-        task.load_dataset("train", combine=True)
-        batches = task.get_batch_iterator(task.dataset("train"), max_sentences=8).frozen_batches
-        return sum(map(len, batches))
+    words = Dictionary.load(str(data / "dict.en.txt"))
 
-    assert size() == size(upsample_primary=1) == 90 + 13
-    assert size(upsample_primary=2) == 2 * 90 + 13
+    def size(upsample_primary: int) -> int:
+        sides = dict(left_pad_source=True, left_pad_target=False, max_source_positions=99, max_target_positions=99)
+        pairs = load_langpair_dataset(
+            str(data), "train", "en", words, "de", words, combine=True, dataset_impl=None,
+            upsample_primary=upsample_primary, **sides,
+        )  # fmt: skip
+        assert len(pairs[len(pairs) - 1]["source"]) > 1 and len(pairs.ordered_indices()) == len(pairs)
+        return len(pairs)
+
+    assert size(TranslationConfig().upsample_primary) == size(1) == 90 + 13
+    assert size(2) == 2 * 90 + 13
     with pytest.raises(DataError, match="--upsample-primary is 0: it says how often train is taken, at least 1"):
-        size(upsample_primary=0)
+        size(0)
 
 
 def test_unequal_files_are_named(corpus: Corpus, tmp_path: Path) -> None:

@@ -69,17 +69,28 @@ average() {
     folder=$(run_of "$name")
     need_file "$folder/.trained" "train $name"
     hold "$folder"
+    rm -f "$folder/average.id"
     average_run "$folder" --num-update-checkpoints "$([ -n "$SMOKE" ] && echo 2 || echo "$AVERAGE")"
+    identify "$folder"
     release
     echo "averaged: $folder/average.pt"
   done
 }
 
+# What was made of an average counts for that one alone. Times do not tell after a copy: FOLDER/average.id is the
+# checksum of the average, and FILE.of that of the one which FILE was made of.
+identify() { sha256sum < "$1/average.pt" > "$1/average.tmp" && mv "$1/average.tmp" "$1/average.id"; }
+# made_of FOLDER FILE: note it.
+made_of() { cp "$1/average.id" "$2.of"; }
+# current FOLDER FILE: whether FILE is there, and was made of FOLDER's average.
+current() { [ -f "$2" ] && cmp -s "$1/average.id" "$2.of"; }
+
 # translate FOLDER SUBSET LENPEN: FOLDER/SUBSET.LENPEN.de, detokenised, whole or not at all.
 translate() {
   local folder=$1 subset=$2 lenpen=$3 device=() pieces
   local to=$folder/$subset.$lenpen.de log=$folder/$subset.$lenpen.log
-  [ ! -f "$to" ] || [ "$folder/average.pt" -nt "$to" ] || return 0
+  ! current "$folder" "$to" || return 0
+  rm -f "$to.of"
   has_gpu || device=(--cpu --num-workers 0 --data-buffer-size 0)
   if [ "$RECIPE" = moses ]; then
     pieces=(--tokenizer moses --bpe subword_nmt --bpe-codes "$PIECES/codes")
@@ -90,6 +101,7 @@ translate() {
     --source-lang en --target-lang de --gen-subset "$subset" --beam 5 --lenpen "$lenpen" --max-tokens 8000 \
     "${device[@]}" "${pieces[@]}" || fail_with $? "generation failed: see $log"
   take_translations "$log" "$(reference "$subset")" "$to"
+  made_of "$folder" "$to"
 }
 
 reference() {
@@ -108,6 +120,7 @@ tune() {
     need_file "$folder/average.pt" "average $name"
     scores=
     hold "$folder"
+    identify "$folder"
     for lenpen in 0.4 0.6 0.8 1.0 1.2; do
       translate "$folder" valid "$lenpen"
       job luna-fairseq score "$(reference valid)" "$folder/valid.$lenpen.de" > "$folder/valid.$lenpen.json"
@@ -116,7 +129,9 @@ tune() {
     done
     # Of equal scores the first.
     best=$(printf %s "$scores" | LC_ALL=C sort -s -k 1,1gr | sed -n '1s/.* //p')
+    rm -f "$folder/lenpen.of"
     echo "$best" > "$folder/lenpen"
+    made_of "$folder" "$folder/lenpen"
     release
     echo "length penalty $best"
   done
@@ -124,7 +139,7 @@ tune() {
 
 # The length penalty of a run: LENPEN, or the one that was tuned for this average.
 lenpen_of() {
-  if [ -n "${LENPEN:-}" ]; then echo "$LENPEN"; elif [ "$1/lenpen" -nt "$1/average.pt" ]; then cat "$1/lenpen"; else echo 0.6; fi
+  if [ -n "${LENPEN:-}" ]; then echo "$LENPEN"; elif current "$1" "$1/lenpen"; then cat "$1/lenpen"; else echo 0.6; fi
 }
 
 generate() {
@@ -134,6 +149,7 @@ generate() {
     folder=$(run_of "$name")
     need_file "$folder/average.pt" "average $name"
     hold "$folder"
+    identify "$folder"
     translate "$folder" test "$(lenpen_of "$folder")"
     release
     echo "translated: $folder/test.$(lenpen_of "$folder").de"
@@ -144,12 +160,16 @@ score() {
   local name folder lenpen
   for name in "$@"; do
     folder=$(run_of "$name")
+    need_file "$folder/average.pt" "average $name"
+    identify "$folder"
     lenpen=$(lenpen_of "$folder")
     need_file "$folder/test.$lenpen.de" "generate $name"
-    [ "$folder/test.$lenpen.de" -nt "$folder/average.pt" ] || fail "$folder/average.pt is newer than its translations: run '$0 generate $name' first"
+    current "$folder" "$folder/test.$lenpen.de" || fail "$folder/average.pt is not what test.$lenpen.de was made of: run '$0 generate $name' first"
     hold "$folder"
+    rm -f "$folder/score.json.of"
     job luna-fairseq score "$(reference test)" "$folder/test.$lenpen.de" > "$folder/score.tmp"
     mv "$folder/score.tmp" "$folder/score.json"
+    made_of "$folder" "$folder/score.json"
     add_to_card "$folder" newstest2014 "$folder/score.json"
     release
     echo "$name, newstest2014, length penalty $lenpen: $(cat "$folder/score.json")"

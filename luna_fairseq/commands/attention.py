@@ -1,6 +1,7 @@
 """``luna-fairseq attention``: translate, and show what the model looks at."""
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import List
@@ -20,6 +21,8 @@ def _attention(args: argparse.Namespace) -> None:
     hub = LunaModel.from_pretrained(
         str(path.resolve().parent), path.name, data_name_or_path=str(Path(args.data).resolve()), **options
     )
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(newline="\n")  # a carriage return alone is part of a line, as in fairseq-interactive
     sentences = args.sentences or [line.strip() for line in sys.stdin if line.strip()]
     for number, sentence in enumerate(sentences):
         found = attention_map(hub, sentence, args.layer)

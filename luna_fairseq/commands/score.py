@@ -56,9 +56,11 @@ def read(path: Path) -> list[str]:
         PreparationError: if there is none, or it is not UTF-8.
     """
     try:
-        return need_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        content = need_file(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PreparationError(f"{path} is not UTF-8: convert the file") from error
+    # A carriage return alone is part of a line, as for fairseq-generate.
+    return [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
 
 
 def main(prog: str, arguments: list[str]) -> int:

@@ -42,7 +42,8 @@ PAPER = (  # section 4.2
 def read_scores(run: Path) -> Optional[List[Any]]:
     """The scores of a run's average, as luna-fairseq score prints them; None if there are none of this average."""
     path = run / "score.json"
-    if not path.exists() or path.stat().st_mtime_ns < path.with_name("average.pt").stat().st_mtime_ns:
+    average, scored = run / "average.id", run / "score.json.of"  # checksums, of scripts/wmt14.sh
+    if not all(file.is_file() for file in (path, average, scored)) or average.read_bytes() != scored.read_bytes():
         return None
     return read_json(path)
 

@@ -7,7 +7,7 @@ from typing import Tuple
 
 import pytest
 
-from luna_fairseq.commands.score import main, tokenised
+from luna_fairseq.commands.score import main, read, tokenised
 from support.forks import commands
 from support.running import run_command
 
@@ -33,6 +33,11 @@ def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hyp").write_text("Der Katzen-Hund läuft heute .\n")
     assert main("it", [str(tmp_path / "ref"), str(tmp_path / "hyp")]) == 1
     assert "give a translation of every sentence" in capsys.readouterr().err
+
+
+def test_a_line_ends_at_its_line_feed_alone(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("Ein\rHund .\r\nEin\u2028Mann .\n".encode())
+    assert read(tmp_path / "text") == ["Ein\rHund .", "Ein\u2028Mann ."]
 
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:

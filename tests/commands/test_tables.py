@@ -1,7 +1,6 @@
 """``luna-fairseq table``: what the scripts leave in their folders, next to the paper's figures."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, List, Optional
 
@@ -86,7 +85,8 @@ SMOKE_RUNS = {  # the files, by their names; what the table says of them
         ["| multi30k_transformer_adam | 35.5 SMOKE | 5.5 SMOKE | 4,967,424 SMOKE | 203 SMOKE | 76.04 SMOKE |"],
     ),
     "wmt14": (
-        {"wmt14_transformer_adam.sentencepiece/average.pt": "",
+        {"wmt14_transformer_adam.sentencepiece/average.id": "1",
+         "wmt14_transformer_adam.sentencepiece/score.json.of": "1",
          "wmt14_transformer_adam.sentencepiece/score.json": [
              {"name": "BLEU", "score": 26.5, "signature": SIGNATURE}, {"name": "tokenised-BLEU", "score": 27.5}]},
         ["| Transformer-base, Adam | 27.8, 64.9M | 27.5 SMOKE | 26.5 SMOKE |"],
@@ -166,9 +166,8 @@ def test_masked_lm_table(tmp_path: Path) -> None:
 def _scored(out: Path, name: str, score: float, older: bool = False) -> None:
     scores = [{"name": "BLEU", "score": score, "signature": SIGNATURE}, {"name": "tokenised-BLEU", "score": 27.5}]
     _write(out / name / "score.json", scores)
-    _write(out / name / "average.pt", "")
-    for file, time in (("average.pt", 1000), ("score.json", 999 if older else 1000)):
-        os.utime(out / name / file, (time, time))
+    _write(out / name / "average.id", "this one")
+    _write(out / name / "score.json.of", "an older one" if older else "this one")
 
 
 def test_wmt14_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,13 @@ from argparse import Namespace
 from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
+import torch
 from fairseq.registry import REGISTRIES
 from omegaconf import DictConfig, ListConfig
 from omegaconf.nodes import AnyNode
 
 from luna_fairseq.errors import CheckpointError
+from luna_fairseq.stand_ins import RefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,15 @@ def make_plain(value: Any, seen: Dict[int, Any]) -> Any:
     Args:
         value: of a checkpoint; what it holds is changed in place.
         seen: what has been gone through: it may be there twice, or hold itself.
+
+    Raises:
+        RefusedError: for a sparse tensor.
     """
+    if isinstance(value, torch.Tensor):
+        # torch does not look whether the places in it are inside of it.
+        if value.layout is not torch.strided or value.is_nested:
+            raise RefusedError("a sparse tensor")
+        return value
     if isinstance(value, np.ndarray):
         return np.array(value)  # the class of the stand-in goes
     if isinstance(value, DictConfig | ListConfig):

@@ -100,6 +100,19 @@ def test_crafted_values_are_refused(name: str, tmp_path: Path) -> None:
     assert in_a_child(work) == 0
 
 
+def test_places_outside_of_a_sparse_tensor_are_not_followed(tmp_path: Path) -> None:
+    """torch loads it, and ends where it is made dense."""
+    path, parts = tmp_path / "x.pt", (torch.tensor([[10**8]]), torch.ones(1), torch.Size([3]), True)
+    sparse = Pickled(torch._utils._rebuild_sparse_tensor, (torch.sparse_coo, parts))
+    torch.save(checkpoint(model={"weight": sparse}), path)
+
+    def work() -> None:
+        with pytest.raises(CheckpointError, match="it holds a sparse tensor that no fairseq checkpoint holds"):
+            checkpoint_utils.load_checkpoint_to_cpu(str(path))["model"]["weight"].to_dense()
+
+    assert in_a_child(work) == 0
+
+
 def test_an_array_gets_its_content_once() -> None:
     """A tensor may lie on it by then."""
     made = reconstruct(Array, (0,), b"b")

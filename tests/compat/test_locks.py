@@ -59,15 +59,17 @@ def test_a_folder_is_held_until_the_process_is_gone(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         holds()
-    os.read(ready[0], 1)
-    for path in (folder, tmp_path / "link"):
-        if path != folder:
-            path.symlink_to(folder)
-        with pytest.raises(FolderInUse) as seen:
-            locking.hold(str(path))
-        assert str(seen.value).startswith(f"process {child} on {socket.gethostname()} (since 20")
-        assert f"trains into {folder}: wait for it, end it, or name another --save-dir" in str(seen.value)
-    os.write(go[1], b"x")
+    try:
+        os.read(ready[0], 1)
+        for path in (folder, tmp_path / "link"):
+            if path != folder:
+                path.symlink_to(folder)
+            with pytest.raises(FolderInUse) as seen:
+                locking.hold(str(path))
+            assert str(seen.value).startswith(f"process {child} on {socket.gethostname()} (since 20")
+            assert f"trains into {folder}: wait for it, end it, or name another --save-dir" in str(seen.value)
+    finally:
+        os.write(go[1], b"x")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert locking.hold(str(folder))
     assert (folder / locking.NAME).read_text().startswith(HERE)

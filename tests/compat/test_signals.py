@@ -91,6 +91,9 @@ def test_it_goes_on_as_if_nothing_had_been(
     assert _updates(save / "checkpoint_last.pt") == ends
     assert not [path for path in save.iterdir() if path.name.endswith(".tmp")]
 
+    if name in ("a save is due", "in a validation", "in a save"):
+        assert said.count("Saved checkpoint") == 2  # and not once more for the signal
+
     want, undisturbed = whole(*options)
     code, after = train_here(corpus, save, options)
     assert code == 0, after[-3000:]
@@ -189,6 +192,7 @@ def test_data_workers_leave_it_to_the_training(number: int, corpus: Corpus, tmp_
     def to_all() -> None:
         time.sleep(0.3)  # until the workers are at work
         os.killpg(0, number)
+        time.sleep(1)  # in which the training would hear of the death of a worker
 
     code, said = train_here(corpus, tmp_path / "save", options, lambda: at(*STEP, 3, to_all))
     assert code == 128 + number and "Traceback" not in said, said[-3000:]

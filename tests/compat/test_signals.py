@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
@@ -187,11 +188,13 @@ def test_no_save(corpus: Corpus, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_data_workers_leave_it_to_the_training(number: int, corpus: Corpus, tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to all of them."""
-    options = ["--max-epoch", 20, "--num-workers", 2, "--data-buffer-size", 2, "--batch-size", 2]
+    options = ["--max-epoch", 20, "--num-workers", 2, "--data-buffer-size", 0, "--batch-size", 2]
 
     def to_all() -> None:
         time.sleep(0.3)  # until the workers are at work
-        os.killpg(0, number)
+        # From outside: workers obey their parent.
+        kill_all = ["kill", "-s", signal.Signals(number).name[3:], "--", f"-{os.getpgrp()}"]
+        subprocess.run(kill_all, check=True, start_new_session=True)
         time.sleep(1)  # in which the training would hear of the death of a worker
 
     code, said = train_here(corpus, tmp_path / "save", options, lambda: at(*STEP, 3, to_all))

@@ -4,7 +4,6 @@ The command writes between two marks; what stands outside of them is somebody's 
 """
 
 import json
-import os
 import platform
 import re
 from argparse import Namespace
@@ -13,7 +12,6 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import fairseq
 import torch
-from fairseq.data import data_utils
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 
@@ -265,9 +263,6 @@ def _changes(model: Dict[str, Any]) -> Dict[str, Any]:
 
 def _languages(task: Dict[str, Any]) -> str:
     source, target = task.get("source_lang"), task.get("target_lang")
-    folder = str(task.get("data")).split(os.pathsep)[0]
-    if "source_lang" in task and not (source and target) and os.path.isdir(folder):
-        source, target = data_utils.infer_language_pair(folder)  # as in training
     return f", {source} to {target}" if source and target else ""
 
 

@@ -174,3 +174,23 @@ def name_the_unequal_files(original: Any, self: Any, *args: Any, **kwargs: Any) 
 def read_whole_lines(original: Any) -> Any:
     """Two texts that belong together line by line would no longer do so after one of them has such a character."""
     return open_text
+
+
+@replaces(
+    "fairseq.tasks",
+    "setup_task",
+    fairseq="takes the languages from the names in the data folder, and saves checkpoints that do not tell them",
+    here="a checkpoint tells the languages that it was trained for",
+    since="fairseq 0.12.3",
+)
+def note_the_languages(original: Any, cfg: Any, **kwargs: Any) -> Any:
+    """The task gets a copy of the options, and notes them there."""
+    from omegaconf import OmegaConf
+
+    task = original(cfg, **kwargs)
+    if OmegaConf.is_config(cfg) and not kwargs.get("from_checkpoint"):
+        for name in ("source_lang", "target_lang"):
+            found = getattr(getattr(task, "cfg", None), name, None)
+            if found is not None and name in cfg and cfg[name] is None:
+                cfg[name] = found
+    return task

@@ -361,6 +361,15 @@ def read_whole_lines(folder: Path, patch: Patch) -> None:
     assert len(IndexedRawTextDataset(str(folder / "text"), dictionary)) == 2
 
 
+def note_the_languages(folder: Path, patch: Patch) -> None:
+    for lang in ("en", "de"):
+        write_indexed(folder / f"train.en-de.{lang}", make_sentences([5]), make_dictionary())
+        make_dictionary().save(str(folder / f"dict.{lang}.txt"))
+    options = OmegaConf.structured(TranslationConfig(_name="translation", data=str(folder)))
+    tasks.setup_task(options)
+    assert (options.source_lang, options.target_lang) == ("en", "de")
+
+
 # epochs
 
 

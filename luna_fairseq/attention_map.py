@@ -101,9 +101,9 @@ def attention_map(hub: Any, sentence: str, layer: int = -1) -> AttentionMap:
     seen: Dict[str, Any] = {}
 
     def note(module: Any, args: Any, output: Any) -> None:
-        _, packed, context, context_mask = args[:4]
+        _, packed, context, context_mask, packed_mask = args[:5]
         seen["heads"] = output[2][:, 0]
-        seen["packed"] = module.pack(packed, context, context_mask, need_weights=True)[1][0]
+        seen["packed"] = module.pack(packed, context, context_mask, True, packed_mask)[1][0]
 
     attention = model.decoder.layers[layer].encoder_attn
     hook = attention.register_forward_hook(note)

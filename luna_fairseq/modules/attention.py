@@ -138,33 +138,9 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         sentences = next(x.size(0) for x in now.values() if x is not None)
         before = int(rows_per_sentence)  # type: ignore[arg-type]
         kept, after = order.sentences(sentences, before)
-        now = _select(now, kept)
-        now.update(_select(sums, order.rows if order.changes(sentences * before) else None))
+        now = ops.select_rows(now, kept)
+        now.update(ops.select_rows(sums, order.rows if order.changes(sentences * before) else None))
         self._save(incremental_state, {**now, "rows_per_sentence": torch.tensor(after)})
-
-
-def _select(tensors: Dict[str, Optional[Tensor]], rows: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
-    """Those rows of each, or all of them; what is one tensor stays one."""
-    if rows is None:
-        return tensors
-    once = {id(x): x for x in tensors.values() if x is not None}
-    selected = {key: x.index_select(0, rows) for key, x in once.items()}
-    return {name: None if x is None else selected[id(x)] for name, x in tensors.items()}
-
-
-def _rows_per_sentence(batch: int, sentences: int) -> int:
-    """How many rows of the batch each sentence has.
-
-    Raises:
-        ValueError: if they are not equally many.
-    """
-    if batch == sentences:
-        return 1
-    if sentences == 0 or batch % sentences != 0:
-        raise ValueError(
-            f"{batch} rows cannot belong to {sentences} packed sequences: give each row its own, or each equally many"
-        )
-    return batch // sentences
 
 
 class LunaAttention(_LunaAttentionBase):
@@ -179,10 +155,14 @@ class LunaAttention(_LunaAttentionBase):
         bias: give every projection a bias.
         tie_kv: one matrix for the keys and values of the pack step, and one for those of the unpack step.
         q_noise, qn_block_size: quantisation noise on the projections (fairseq's ``--quant-noise-pq``).
+        position_bias: what the slopes of :mod:`luna_fairseq.ops.position_bias` start from, one learned slope for each
+            head of the pack step; 0 for none, as published.
 
     Raises:
         ValueError: if a number of heads does not divide ``embed_dim``.
     """
+
+    position_slope: Optional[nn.Parameter]
 
     def __init__(
         self,
@@ -196,6 +176,7 @@ class LunaAttention(_LunaAttentionBase):
         tie_kv: bool = True,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
+        position_bias: float = 0.0,
     ) -> None:
         super().__init__(embed_dim, num_heads, dropout)
         self.num_packed_heads = num_heads if num_packed_heads is None else num_packed_heads
@@ -208,12 +189,20 @@ class LunaAttention(_LunaAttentionBase):
         else:
             in_dims.update(pk=context_dim, pv=context_dim, k=embed_dim, v=embed_dim)
         self._add_projections({**in_dims, "out": embed_dim}, bias, q_noise, qn_block_size)
+        slope = nn.Parameter(torch.full((self.num_packed_heads,), float(position_bias))) if position_bias else None
+        self.register_parameter("position_slope", slope)
 
     def _unseen_in_shapes(self) -> Dict[str, Any]:
         return {**super()._unseen_in_shapes(), "num_packed_heads": self.num_packed_heads}
 
     def pack(
-        self, packed: Tensor, context: Tensor, context_mask: Optional[Tensor], need_weights: bool
+        self,
+        packed: Tensor,
+        context: Tensor,
+        context_mask: Optional[Tensor],
+        need_weights: bool,
+        packed_mask: Optional[Tensor] = None,
+        places: Optional[ops.RowPlaces] = None,
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """Pack: P reads the context.
 
@@ -222,23 +211,32 @@ class LunaAttention(_LunaAttentionBase):
             context: ``[B, M, D_context]``.
             context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
             need_weights: return the weights too.
+            packed_mask: ``[B, 1, 1, L]`` likewise, or None; read with a position bias alone.
+            places: of the batch, from :func:`luna_fairseq.ops.row_places`; made here if there are none and it needs
+                them.
 
         Returns:
             ``[B, L, D]``, before any output projection, and the weights ``[B, H', L, M]`` float32 or None.
         """
         heads = self.num_packed_heads
+        bias: Optional[ops.PositionBias] = None
+        if self.position_slope is not None:
+            if places is None:
+                places = ops.row_places(packed.size(1), heads, context, context_mask, packed_mask)
+            bias = ops.PositionBias(self.position_slope, places)
         query = _split_heads(self.pq_proj(packed), heads)
         names = ("pc",) if self.tie_kv else ("pk", "pv")
         if not need_weights and (folded := self._to_fold(context, packed.size(1), heads, 2, *names)):
             rate = self.dropout_module.rate
-            return _join_heads(ops.folded_pack(query, context, folded[0], folded[-1], context_mask, rate)), None
+            packed = ops.folded_pack(query, context, folded[0], folded[-1], context_mask, rate, bias)
+            return _join_heads(packed), None
         if self.tie_kv:
             key = value = _split_heads(self.pc_proj(context), heads)
         else:
             key = _split_heads(self.pk_proj(context), heads)
             value = _split_heads(self.pv_proj(context), heads)
-        weights = ops.attention_weights(query, key, context_mask) if need_weights else None
-        return _join_heads(ops.attend(query, key, value, context_mask, self.dropout_module.rate)), weights
+        weights = ops.attention_weights(query, key, context_mask, bias) if need_weights else None
+        return _join_heads(ops.attend(query, key, value, context_mask, self.dropout_module.rate, bias)), weights
 
     def forward(
         self,
@@ -249,6 +247,7 @@ class LunaAttention(_LunaAttentionBase):
         packed_mask: Optional[Tensor] = None,
         incremental_state: Optional[IncrementalState] = None,
         need_weights: bool = False,
+        places: Optional[ops.RowPlaces] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
         """Pack, then unpack.
 
@@ -265,6 +264,7 @@ class LunaAttention(_LunaAttentionBase):
             incremental_state: fairseq's decoding state, or None.
             need_weights: return the effective attention map; with an ``incremental_state``, ask from the
                 first call on.
+            places: where P looks, for a position bias; see :meth:`pack`.
 
         Returns:
             Y_X ``[B, N, D]``; Y_P ``[S, L, D]`` before any output projection, or None when it was not
@@ -284,7 +284,7 @@ class LunaAttention(_LunaAttentionBase):
             packed_out = None
         else:
             assert packed is not None and context is not None
-            packed_out, pack_weights = self.pack(packed, context, context_mask, need_weights)
+            packed_out, pack_weights = self.pack(packed, context, context_mask, need_weights, packed_mask, places)
             if self.tie_kv:
                 key = value = _split_heads(self.c_proj(packed_out), self.num_heads)
             else:
@@ -292,7 +292,7 @@ class LunaAttention(_LunaAttentionBase):
                 value = _split_heads(self.v_proj(packed_out), self.num_heads)
         assert key is not None and value is not None
         batch, length, _ = query.shape
-        rows = _rows_per_sentence(batch, key.size(0))
+        rows = ops.rows_per_sentence(batch, key.size(0))
         if not saved:
             saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
             self._save(incremental_state, {**saving, "rows_per_sentence": torch.tensor(rows)})
@@ -407,7 +407,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             key = _split_heads(self.k_proj(query), self.num_heads)
             value = _split_heads(self.v_proj(query), self.num_heads)
         batch, length, _ = query.shape
-        rows = _rows_per_sentence(batch, packed_query.size(0))
+        rows = ops.rows_per_sentence(batch, packed_query.size(0))
         # All rows of a sentence side by side.
         context = query.reshape(packed_query.size(0), rows * length, self.embed_dim)
         if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):

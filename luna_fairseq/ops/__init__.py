@@ -11,7 +11,7 @@ Dimension letters, used in every docstring of this package (see README.md beside
 The fast forms are exported here; their slow references live in :mod:`luna_fairseq.ops.naive`.
 """
 
-from luna_fairseq.ops.beams import RowOrder
+from luna_fairseq.ops.beams import RowOrder, rows_per_sentence, select_rows
 from luna_fairseq.ops.causal import (
     CAUSAL_ACTIVATIONS,
     CausalState,
@@ -44,4 +44,6 @@ __all__ = [
     "folding_pays",
     "key_mask",
     "row_places",
+    "rows_per_sentence",
+    "select_rows",
 ]

@@ -142,7 +142,7 @@ def add_position_bias(scores: Tensor, bias: PositionBias) -> Tensor:
     """Add the bias of a pack step, in place; nothing of the size of the scores is kept for the gradient.
 
     Args:
-        scores: ``[B, H, L, M]`` or ``[B, H * L, M]``, contiguous, float32 or float64, what an operation has just made.
+        scores: ``[B, H, L, M]`` or ``[B, H * L, M]``, contiguous, float32 or float64, fresh from an operation.
         bias: of the same rows and positions.
 
     Returns:

@@ -63,9 +63,8 @@ def test_bias_is_the_formula_with_every_gradient(
     """Of the scores it changes those in place."""
     batch, heads, rows, positions = sizes
     rows = rows if fixed else min(rows, positions)
-    scores, slope, weight = leaves(
-        (batch, heads, rows, positions), (heads,), (batch, heads, rows, positions), seed=seed
-    )
+    shape = (batch, heads, rows, positions)
+    scores, slope, weight = leaves(shape, (heads,), shape, seed=seed)
     padding = _padding(batch, positions, seed, side)
     mask, packed_mask = ops.key_mask(padding), _packed_mask(rows, padding, fixed)
     places = ops.row_places(rows, heads, torch.empty(batch, positions, 1).double(), mask, packed_mask)
@@ -101,8 +100,8 @@ def test_pack_with_the_bias_is_the_formula_with_every_gradient(
     rows = rows if fixed else min(rows, positions)
     dim, width = 3, 5
     query, x, w_key, w_value, b_key, b_value, slope = inputs = leaves(
-        (batch, heads, rows, dim), (batch, positions, width), *[(heads * dim, width)] * 2, *[(heads * dim,)] * 2, (heads,),
-        seed=seed,
+        (batch, heads, rows, dim), (batch, positions, width), *[(heads * dim, width)] * 2, *[(heads * dim,)] * 2,
+        (heads,), seed=seed,
     )  # fmt: skip
     padding = _padding(batch, positions, seed, side)
     mask, packed_mask = ops.key_mask(padding), _packed_mask(rows, padding, fixed)
@@ -140,7 +139,7 @@ def test_pack_with_the_bias_is_the_formula_with_every_gradient(
 
 
 def test_numbers_by_hand() -> None:
-    """Six words, two rows, three heads: a row's part has three words, a head's part one, and it looks at its middle."""
+    """Six words, two rows, three heads: a row's part has three words, a head's part one, and it looks there."""
     places = ops.row_places(2, 3, torch.empty(1, 6, 1))
     assert places.centre.flatten().tolist() == pytest.approx([0, 3, 1, 4, 2, 5])
     assert places.unit.item() == 1.0  # never less than a word, whatever the number of heads
@@ -153,20 +152,20 @@ def test_numbers_by_hand() -> None:
 
 @pytest.mark.parametrize("heads", [1, 8])
 def test_65536_positions(heads: int) -> None:
-    """Words are counted exactly; a row may look a hundredth of a word beside its middle."""
-    rows, words = 256, 65536
-    x = torch.empty(1, words, 1)
-    exact, places = (ops.row_places(rows, heads, kind) for kind in (x.double(), x))
+    """Words are counted exactly; a row of float32 may look a hundredth of a word beside its middle."""
+    x = torch.empty(1, 65536, 1)
+    found = []
+    for kind in (x, x.double()):
+        places = ops.row_places(256, heads, kind)
+        last = ops.RowPlaces(places.index, places.centre[:, -1:], places.unit)  # of the last head
+        scores = torch.zeros(1, 1, 65536, dtype=kind.dtype)
+        found.append((places, ops.add_position_bias(scores, ops.PositionBias(torch.ones(1), last))))
+    (places, got), (exact, want) = found
     assert places.index.dtype == torch.float32 and torch.equal(places.index.double(), exact.index)
-    assert_close(places.centre.double(), exact.centre, "centres", rel=1e-2, floor=0.0 + 1 / words)
-    row = torch.zeros(1, heads * rows, words)[:, -1:]  # the last row of the last head
-    own = [ops.RowPlaces(p.index, p.centre[:, -1:], p.unit) for p in (places, exact)]
-    got, want = (
-        ops.add_position_bias(row.to(p.index.dtype).clone(), ops.PositionBias(torch.ones(1), p)) for p in own
-    )
+    assert (places.centre - exact.centre).abs().max() < 0.01
     near = want > -30
     assert near.sum() > 10
-    assert_close(got.double(), want, "near the middle", rel=1e-3 * 30, mask=near)
+    assert_close(got.double(), want, "near the middle", rel=0.02, mask=near)
 
 
 def test_a_sentence_gives_the_same_alone_and_padded_on_either_side() -> None:
@@ -185,34 +184,39 @@ def test_a_sentence_gives_the_same_alone_and_padded_on_either_side() -> None:
             assert torch.equal(got[:1, :, : min(4, words)][..., ~padding[0]], alone)
 
 
-def _saved(call: Any) -> List[int]:
-    """The sizes of what is kept for the backward pass."""
+def _saved(call: Any, *arguments: Any) -> List[int]:
+    """The sizes of what a call keeps for the backward pass."""
     sizes: List[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-        call()
+
+    def note(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        call(*arguments)
     return sizes
 
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_nothing_of_the_size_of_the_scores_is_kept_for_it(padded: bool) -> None:
-    query, x, weight, slope = leaves((3, 2, 4, 8), (3, 50, 16), (16, 16), (2,))
-    padding = padding_mask(3, 50, 1, "right") if padded else None
-    mask = ops.key_mask(padding)
+    """The folded pack keeps what it does without; the other no more than PyTorch's with dropout."""
+    query, x, weight, slope, scores = leaves((3, 2, 4, 8), (3, 50, 16), (16, 16), (2,), (3, 2, 4, 50))
+    mask = ops.key_mask(padding_mask(3, 50, 1, "right")) if padded else None
+    key = (x @ weight).unflatten(2, (2, 8)).transpose(1, 2)
     bias = ops.PositionBias(slope, ops.row_places(4, 2, x, mask))
-    scores = 3 * 2 * 4 * 50
-    for folded in (True, False):
-        kept = []
-        for given in (None, bias):
-            if folded:
-                sizes = _saved(lambda: ops.folded_pack(query, x, (weight, None), (weight, None), mask, 0.1, given))
-            else:
-                key = (x @ weight).unflatten(2, (2, 8)).transpose(1, 2).detach().requires_grad_()
-                sizes = _saved(lambda: ops.attend(query, key, key, mask, 0.1, given))
-            kept.append(sorted(size for size in sizes if size >= scores))
-        assert len(kept[1]) <= len(kept[0]), kept
-    assert not [
-        size for size in _saved(lambda: ops.add_position_bias(leaves((3, 2, 4, 50))[0] * 1, bias)) if size > 1200 / 4
-    ]
+    folded, projected = (
+        [
+            [size for size in _saved(call, *arguments, mask, 0.1, added) if size >= scores.numel()]
+            for added in (None, bias)
+        ]
+        for call, *arguments in (
+            (ops.folded_pack, query, x, (weight, None), (weight, None)),
+            (ops.attend, query, key, key),
+        )
+    )
+    assert sorted(folded[1]) == sorted(folded[0])
+    assert len(projected[1]) <= len(projected[0])
+    assert max(_saved(ops.add_position_bias, scores * 1, bias)) < scores.numel() / 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

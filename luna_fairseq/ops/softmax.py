@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luna_fairseq.ops.biased import biased_attention
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.position_bias import PositionBias, add_position_bias, position_bias_tensor
 
@@ -61,7 +62,8 @@ def attend(
         added = position_bias_tensor(bias, query.dtype)
         added = added if mask is None else added.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout_p)
-    # With a bias that learns, PyTorch would do no less, and keep the bias and its gradient, too.
+    if dropout_p == 0.0:
+        return biased_attention(query, key, value, mask, bias)
     scores = add_position_bias((query * query.size(-1) ** -0.5) @ key.mT, bias)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))

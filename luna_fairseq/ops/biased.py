@@ -37,50 +37,43 @@ def _parts(batch: int, heads: int, rows: int, positions: int) -> Iterator[Part]:
                 yield slice(sentence, sentence + 1), slice(head, head + some_heads), slice(row, row + some_rows)
 
 
-class _Attention:
-    """The blocks of one attention.
+def _side_by_side(x: Tensor) -> Tensor:
+    """Sentences and heads of a block in one dimension; copied only if it has several sentences."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+class _Biases:
+    """The bias of any block.
 
     Args:
-        query: ``[B, H, L, K]``, scaled.
-        key: ``[B, H, M, K]``.
         slope: ``[H]``.
         index, centre, unit: of the places (:class:`luna_fairseq.ops.RowPlaces`).
         mask: ``[B, 1, 1, M]`` bool, or None.
     """
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        slope: Tensor,
-        index: Tensor,
-        centre: Tensor,
-        unit: Tensor,
-        mask: Optional[Tensor],
-    ) -> None:
-        _, heads, rows, _ = query.shape
-        self.query, self.key = query, key
+    def __init__(self, slope: Tensor, index: Tensor, centre: Tensor, unit: Tensor, mask: Optional[Tensor]) -> None:
+        heads = slope.numel()
         self.shared = index.size(0) == 1  # all sentences have the same places
         self.index = index.unsqueeze(1)
-        self.centre = centre.unflatten(1, (heads, rows))
+        self.centre = centre.unflatten(1, (heads, centre.size(1) // heads))
         self.area = unit.square().unsqueeze(1)
         self.factor = -slope.view(1, heads, 1, 1) / self.area
         self.closed = None if mask is None else ~mask
 
-    def own(self, sentences: slice) -> slice:
-        """Those sentences among the places."""
-        return _ALL if self.shared else sentences
+    def squares(self, part: Part) -> Tensor:
+        """The squared distances, ``[sentences or 1, heads, rows, M]``."""
+        own = _ALL if self.shared else part[0]
+        return (self.index[own] - self.centre[own, part[1], part[2]]).square_()
 
-    def weights(self, part: Part) -> Tuple[Tensor, Tensor]:
-        """Of a block: the weights, and the squared distances, ``[sentences or 1, heads, rows, M]``."""
-        sentences, heads, rows = part
-        own = self.own(sentences)
-        squares = (self.index[own] - self.centre[own, heads, rows]).square_()
-        scores = self.query[part] @ self.key[sentences, heads].mT
-        scores.addcmul_(squares, self.factor[own, heads])
+    def weights(self, part: Part, squares: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Of a block, ``[sentences * heads, rows, M]``."""
+        sentences, heads, _ = part
+        scores = query @ key.mT
+        whole = scores.view(-1, *squares.shape[1:])
+        whole.addcmul_(squares, self.factor[_ALL if self.shared else sentences, heads])
         if self.closed is not None:
-            scores.masked_fill_(self.closed[sentences], float("-inf"))
-        return torch.softmax(scores, dim=-1), squares
+            whole.masked_fill_(self.closed[sentences], float("-inf"))
+        return torch.softmax(scores, dim=-1)
 
 
 class _BiasedAttention(torch.autograd.Function):
@@ -96,12 +89,15 @@ class _BiasedAttention(torch.autograd.Function):
         unit: Tensor,
         mask: Optional[Tensor],
     ) -> Tensor:
-        attention = _Attention(query, key, slope, index, centre, unit, mask)
+        biases = _Biases(slope, index, centre, unit, mask)
         batch, heads, rows, dim = query.shape
         out = query.new_zeros(batch, rows, heads, dim).transpose(1, 2)  # the heads of a row side by side
-        for part in _parts(batch, heads, rows, key.size(2)):
-            out[part] = attention.weights(part)[0] @ value[part[:2]]
         ctx.tied = key is value
+        for part in _parts(batch, heads, rows, key.size(2)):
+            own_key = _side_by_side(key[part[:2]])
+            own_value = own_key if ctx.tied else _side_by_side(value[part[:2]])
+            weights = biases.weights(part, biases.squares(part), _side_by_side(query[part]), own_key)
+            out[part] = (weights @ own_value).view(out[part].shape)
         ctx.save_for_backward(query, key, value, slope, index, centre, unit, mask)
         return out
 
@@ -109,27 +105,28 @@ class _BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         query, key, value, slope, *places, mask = ctx.saved_tensors
-        attention = _Attention(query, key, slope, *places, mask)
+        biases = _Biases(slope, *places, mask)
         batch, heads, rows, dim = query.shape
-        d_query, d_slope = torch.zeros_like(query), torch.zeros_like(slope)
         positions = key.size(2)
+        d_query, d_slope = torch.zeros_like(query), torch.zeros_like(slope)
         d_key = key.new_zeros(batch, positions, heads, dim).transpose(1, 2)
         d_value = d_key if ctx.tied else torch.zeros_like(d_key)
         for part in _parts(batch, heads, rows, positions):
-            sentences, some, _ = part
-            own = attention.own(sentences)
-            weights, squares = attention.weights(part)
-            given = grad[part]
-            d_value[sentences, some] += weights.mT @ given
-            d_scores = (given @ value[sentences, some].mT).mul_(weights)
-            d_scores.addcmul_(weights, d_scores.sum(dim=-1, keepdim=True), value=-1)
-            del weights
-            d_query[part] = d_scores @ key[sentences, some]
-            d_key[sentences, some] += d_scores.mT @ query[part]
-            if attention.shared and d_scores.size(0) > 1:
+            pairs = part[:2]
+            own_query, given = _side_by_side(query[part]), _side_by_side(grad[part])
+            own_key = _side_by_side(key[pairs])
+            own_value = own_key if ctx.tied else _side_by_side(value[pairs])
+            squares = biases.squares(part)
+            weights = biases.weights(part, squares, own_query, own_key)
+            d_scores = torch._softmax_backward_data(given @ own_value.mT, weights, -1, weights.dtype)
+            d_value[pairs] += (weights.mT @ given).view(d_value[pairs].shape)
+            d_key[pairs] += (d_scores.mT @ own_query).view(d_key[pairs].shape)
+            d_query[part] = (d_scores @ own_key).view(d_query[part].shape)
+            d_scores = d_scores.view(-1, *squares.shape[1:])
+            if d_scores.size(0) != squares.size(0):
                 d_scores = d_scores.sum(dim=0, keepdim=True)
-            sums = squares.mul_(d_scores).sum(dim=(2, 3), keepdim=True)
-            d_slope[some] -= (sums / attention.area[own]).sum(dim=(0, 2, 3))
+            sums = squares.flatten(2).unsqueeze(2) @ d_scores.flatten(2).unsqueeze(3)
+            d_slope[part[1]] -= (sums / biases.area[_ALL if biases.shared else part[0]]).sum(dim=(0, 2, 3))
         return d_query, d_key, None if ctx.tied else d_value, d_slope, None, None, None, None
 
 

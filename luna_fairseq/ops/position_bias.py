@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # So many scores at a time: their distances are made anew in each layer and pass, and stay in the caches.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 17
 
 # In half precision no score falls by more; as a weight it is nothing, and float16 ends at 65,504.
 _LEAST = -3e4

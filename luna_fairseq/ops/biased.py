@@ -42,6 +42,11 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x.reshape(-1, *x.shape[2:])
 
 
+def _product(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """``scale * x @ y`` of ``[n, a, b]`` and ``[n, b, c]``, in one pass."""
+    return torch.baddbmm(x.new_empty(1), x, y, beta=0, alpha=scale)
+
+
 class _Biases:
     """The bias of any block.
 
@@ -68,7 +73,7 @@ class _Biases:
     def weights(self, part: Part, squares: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Of a block, ``[sentences * heads, rows, M]``."""
         sentences, heads, _ = part
-        scores = query @ key.mT
+        scores = _product(query, key.mT, query.size(-1) ** -0.5)
         whole = scores.view(-1, *squares.shape[1:])
         whole.addcmul_(squares, self.factor[_ALL if self.shared else sentences, heads])
         if self.closed is not None:
@@ -108,9 +113,11 @@ class _BiasedAttention(torch.autograd.Function):
         biases = _Biases(slope, *places, mask)
         batch, heads, rows, dim = query.shape
         positions = key.size(2)
+        positions, scale = key.size(2), dim**-0.5
         d_query, d_slope = torch.zeros_like(query), torch.zeros_like(slope)
-        d_key = key.new_zeros(batch, positions, heads, dim).transpose(1, 2)
-        d_value = d_key if ctx.tied else torch.zeros_like(d_key)
+        # Written by the first rows of each sentence and head, if there are any.
+        d_key = (key.new_empty if rows else key.new_zeros)(batch, positions, heads, dim).transpose(1, 2)
+        d_value = d_key if ctx.tied else (torch.empty_like if rows else torch.zeros_like)(d_key)
         for part in _parts(batch, heads, rows, positions):
             pairs = part[:2]
             own_query, given = _side_by_side(query[part]), _side_by_side(grad[part])
@@ -119,9 +126,13 @@ class _BiasedAttention(torch.autograd.Function):
             squares = biases.squares(part)
             weights = biases.weights(part, squares, own_query, own_key)
             d_scores = torch._softmax_backward_data(given @ own_value.mT, weights, -1, weights.dtype)
-            d_value[pairs] += (weights.mT @ given).view(d_value[pairs].shape)
-            d_key[pairs] += (d_scores.mT @ own_query).view(d_key[pairs].shape)
-            d_query[part] = (d_scores @ own_key).view(d_query[part].shape)
+            to_value, to_key = weights.mT @ given, _product(d_scores.mT, own_query, scale)
+            for whole, some in (
+                ((d_key, to_key.add_(to_value)),) if ctx.tied else ((d_key, to_key), (d_value, to_value))
+            ):
+                own = whole[pairs]
+                (own.add_ if part[2].start else own.copy_)(some.view(own.shape))
+            d_query[part] = _product(d_scores, own_key, scale).view(d_query[part].shape)
             d_scores = d_scores.view(-1, *squares.shape[1:])
             if d_scores.size(0) != squares.size(0):
                 d_scores = d_scores.sum(dim=0, keepdim=True)
@@ -134,4 +145,4 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, mask: Optional[T
     """Attention of rows of P with a position bias; the arguments and the result are those of ``ops.attend``."""
     slope, places = bias
     own = [x.to(query.dtype) for x in (slope, places.index, places.centre, places.unit)]
-    return _BiasedAttention.apply(query * query.size(-1) ** -0.5, key, value, *own, mask)
+    return _BiasedAttention.apply(query, key, value, *own, mask)

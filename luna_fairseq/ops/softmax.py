@@ -44,7 +44,7 @@ def attend(
     dropout_p: float = 0.0,
     bias: Optional[PositionBias] = None,
 ) -> Tensor:
-    """Softmax attention, scaled by ``1 / sqrt(K)``; the weights are kept only where there is a bias.
+    """Softmax attention, scaled by ``1 / sqrt(K)``, without keeping the weights (but with dropout on a CPU).
 
     Args:
         query: ``[B, H, N, K]``.

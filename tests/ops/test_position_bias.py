@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from luna_fairseq import ops
+from luna_fairseq.ops import biased
 from luna_fairseq.ops import position_bias as position_bias_ops
 from luna_fairseq.ops.naive import naive_attention, naive_position_bias
 from support.models import assert_close
@@ -90,38 +91,45 @@ def test_bias_is_the_formula_with_every_gradient(
         assert_close(*pair, f"gradient of {name}", rel=1e-10)
 
 
-@given(**CASE, folded=st.booleans())
-@settings(max_examples=40, deadline=None)
+@given(
+    **CASE, way=st.sampled_from(["folded", "blocks", "dropout"]), tied=st.booleans(), block=st.sampled_from(BLOCKS)
+)
+@settings(max_examples=60, deadline=None)
 def test_pack_with_the_bias_is_the_formula_with_every_gradient(
-    sizes: Tuple[int, ...], side: str, fixed: bool, seed: int, folded: bool
+    sizes: Tuple[int, ...], side: str, fixed: bool, seed: int, way: str, tied: bool, block: int
 ) -> None:
-    """After projecting, and folded; and the weights that are shown."""
+    """Folded, and after projecting, block by block or as with dropout; and the weights that are shown."""
     batch, heads, rows, positions = sizes
     rows = rows if fixed else min(rows, positions)
     dim, width = 3, 5
-    query, x, w_key, w_value, b_key, b_value, slope = inputs = leaves(
+    query, x, w_key, w_value, b_key, b_value, slope = leaves(
         (batch, heads, rows, dim), (batch, positions, width), *[(heads * dim, width)] * 2, *[(heads * dim,)] * 2,
         (heads,), seed=seed,
     )  # fmt: skip
     padding = _padding(batch, positions, seed, side)
     mask, packed_mask = ops.key_mask(padding), _packed_mask(rows, padding, fixed)
     bias = ops.PositionBias(slope, ops.row_places(rows, heads, x, mask, packed_mask))
-    key, value = (
-        nn.functional.linear(x, w, b).unflatten(2, (heads, dim)).transpose(1, 2)
-        for w, b in ((w_key, b_key), (w_value, b_value))
-    )
-    if folded:
-        got = ops.folded_pack(query, x, (w_key, b_key), (w_value, b_value), mask, 0.0, bias)
-    else:
-        got = ops.attend(query, key, value, mask, 0.0, bias)
+    key = nn.functional.linear(x, w_key, b_key).unflatten(2, (heads, dim)).transpose(1, 2)
+    value = key if tied else nn.functional.linear(x, w_value, b_value).unflatten(2, (heads, dim)).transpose(1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(biased, "_BLOCK", block)
+        if way == "folded":
+            projections = (w_key, b_key), ((w_key, b_key) if tied else (w_value, b_value))
+            got = ops.folded_pack(query, x, *projections, mask, 0.0, bias)
+        else:  # with a probability that drops nothing
+            got = ops.attend(query, key, value, mask, 1e-300 if way == "dropout" else 0.0, bias)
+        weight = torch.randn(got.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        read = torch.zeros(got.shape, dtype=torch.bool)
+        every = torch.zeros(batch, positions, dtype=torch.bool) if padding is None else padding
+        for b in range(batch):
+            read[b, :, : _own_rows(rows, every[b], fixed)] = True
+        inputs = [query, x, w_key, b_key, slope, *([] if tied else [w_value, b_value])]
+        got_grads = torch.autograd.grad(got, inputs, weight * read, retain_graph=True)
     weighted = ops.attention_weights(query, key, mask, bias).double() @ value
 
-    every = torch.zeros(batch, positions, dtype=torch.bool) if padding is None else padding
-    read = torch.zeros(got.shape, dtype=torch.bool)
     want = []
     for b in range(batch):
         own, opened = _own_rows(rows, every[b], fixed), every[b] & ~every[b].all()
-        read[b, :, :own] = True
         biases = torch.zeros(heads, rows, positions).double()
         biases = torch.cat([_naive(slope, own, every[b]), biases[:, own:]], dim=1)
         want.append(
@@ -132,9 +140,8 @@ def test_pack_with_the_bias_is_the_formula_with_every_gradient(
     wanted = torch.stack(want)
     assert_close(got, wanted, "pack", rel=1e-10, mask=read)
     assert_close(weighted, wanted, "weights", rel=1e-5, mask=read)
-    weight = torch.randn(got.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * read
-    grads = [torch.autograd.grad(out, inputs, weight, retain_graph=True) for out in (got, wanted)]
-    for number, pair in enumerate(zip(*grads, strict=True)):
+    wanted_grads = torch.autograd.grad(wanted, inputs, weight * read)
+    for number, pair in enumerate(zip(got_grads, wanted_grads, strict=True)):
         assert_close(*pair, f"gradient {number}", rel=1e-9)
 
 
@@ -199,23 +206,24 @@ def _saved(call: Any, *arguments: Any) -> List[int]:
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_nothing_of_the_size_of_the_scores_is_kept_for_it(padded: bool) -> None:
-    """The folded pack keeps what it does without; the other no more than PyTorch's with dropout."""
-    query, x, weight, slope, scores = leaves((3, 2, 4, 8), (3, 50, 16), (16, 16), (2,), (3, 2, 4, 50))
-    mask = ops.key_mask(padding_mask(3, 50, 1, "right")) if padded else None
+    """The folded pack keeps what it does without, the other nothing, or with dropout no more than PyTorch's."""
+    query, x, weight, slope, scores = leaves((3, 2, 4, 8), (3, 99, 16), (16, 16), (2,), (3, 2, 4, 99))
+    mask = ops.key_mask(padding_mask(3, 99, 1, "right")) if padded else None
     key = (x @ weight).unflatten(2, (2, 8)).transpose(1, 2)
     bias = ops.PositionBias(slope, ops.row_places(4, 2, x, mask))
-    folded, projected = (
-        [
-            [size for size in _saved(call, *arguments, mask, 0.1, added) if size >= scores.numel()]
+
+    def kept(call: Any, *arguments: Any) -> List[List[int]]:
+        """The sizes of what is kept, without the bias and with it, apart from keys and values."""
+        return [
+            sorted(n for n in _saved(call, *arguments, added) if n >= scores.numel() and n != key.numel())
             for added in (None, bias)
         ]
-        for call, *arguments in (
-            (ops.folded_pack, query, x, (weight, None), (weight, None)),
-            (ops.attend, query, key, key),
-        )
-    )
-    assert sorted(folded[1]) == sorted(folded[0])
-    assert len(projected[1]) <= len(projected[0])
+
+    for rate in (0.0, 0.1):
+        plain, ours = kept(ops.folded_pack, query, x, (weight, None), (weight, None), mask, rate)
+        assert ours == plain
+        plain, ours = kept(ops.attend, query, key, key, mask, rate)
+        assert len(ours) <= len(plain) and (rate or not ours)
     assert max(_saved(ops.add_position_bias, scores * 1, bias)) < scores.numel() / 4
 
 

@@ -109,8 +109,8 @@ class _BiasedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        query, key, value, slope, *places, mask = ctx.saved_tensors
-        biases = _Biases(slope, *places, mask)
+        query, key, value, slope, index, centre, unit, mask = ctx.saved_tensors
+        biases = _Biases(slope, index, centre, unit, mask)
         batch, heads, rows, dim = query.shape
         positions = key.size(2)
         positions, scale = key.size(2), dim**-0.5

@@ -86,8 +86,8 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     found = json.loads((tmp_path / "benchmark.json").read_text())
     models = found["training"] + found["generation"]
     assert [row["bytes"] for row in models] == list(range(1, len(asked) + 1))
-    # Attention: softmax, causal softmax, each Luna at two projection lengths and one of them also with a position bias,
-    # forward and with backward, at three lengths; the transcription at two of them.
+    # Attention: softmax, causal softmax, each Luna at two projection lengths, one of them also with a position bias;
+    # forward and with backward, at three lengths; the transcription at two of those.
     assert len(found["attention"]) == 2 * (3 * 8 + 2 * 2)
     biased, plain = (
         next(row for row in found["attention"] if (row["layer"], row["l"], row["length"]) == (layer, 8, 256))

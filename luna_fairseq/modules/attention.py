@@ -7,7 +7,7 @@ unpack step.
 """
 
 import math
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
@@ -162,7 +162,8 @@ class LunaAttention(_LunaAttentionBase):
         ValueError: if a number of heads does not divide ``embed_dim``.
     """
 
-    position_slope: Optional[nn.Parameter]
+    if TYPE_CHECKING:
+        position_slope: Optional[nn.Parameter]
 
     def __init__(
         self,

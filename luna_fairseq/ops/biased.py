@@ -10,7 +10,6 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from luna_fairseq.ops.position_bias import PositionBias
 
@@ -107,12 +106,10 @@ class _BiasedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         query, key, value, slope, index, centre, unit, mask = ctx.saved_tensors
         biases = _Biases(slope, index, centre, unit, mask)
         batch, heads, rows, dim = query.shape
-        positions = key.size(2)
         positions, scale = key.size(2), dim**-0.5
         d_query, d_slope = torch.zeros_like(query), torch.zeros_like(slope)
         # Written by the first rows of each sentence and head, if there are any.

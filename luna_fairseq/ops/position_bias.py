@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # So many scores at a time: their distances are made anew in each layer and pass, and stay in the caches.
 _BLOCK = 1 << 17
@@ -120,7 +119,6 @@ class _AddPositionBias(torch.autograd.Function):
         return scores
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         if not ctx.needs_input_grad[1]:
             return grad, None, None, None, None

@@ -227,6 +227,27 @@ def test_nothing_of_the_size_of_the_scores_is_kept_for_it(padded: bool) -> None:
     assert max(_saved(ops.add_position_bias, scores * 1, bias)) < scores.numel() / 4
 
 
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("block", [7, 10**6])
+def test_second_derivatives(padded: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (biased, position_bias_ops):
+        monkeypatch.setattr(module, "_BLOCK", block)
+    query, x, weight, slope = leaves((2, 2, 2, 3), (2, 5, 4), (6, 4), (2,))
+    mask = ops.key_mask(padding_mask(2, 5, 1, "right")) if padded else None
+    places = ops.row_places(2, 2, x, mask)
+
+    def folded(query: Tensor, x: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+        bias = ops.PositionBias(slope, places)
+        return ops.folded_pack(query, x, (weight, None), (weight, None), mask, 0.0, bias)
+
+    def projected(query: Tensor, x: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+        key = (x @ weight.mT).unflatten(2, (2, 3)).transpose(1, 2)
+        return ops.attend(query, key, key, mask, 0.0, ops.PositionBias(slope, places))
+
+    for function in (folded, projected):
+        assert torch.autograd.gradgradcheck(function, (query, x, weight, slope), fast_mode=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     """Also where it would be infinite, and a row that belongs to no sentence is far from every word."""

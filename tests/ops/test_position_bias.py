@@ -263,6 +263,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
         half = ops.PositionBias(torch.full((2,), slope, dtype=dtype, requires_grad=True), places)
         got = ops.attend(query.to(dtype), key.to(dtype), key.to(dtype), masks[0], 0.0, half)
         assert got.dtype == dtype and torch.isfinite(got).all()
+        assert torch.isfinite(position_bias_ops.position_bias_tensor(half, dtype)).all()
         assert_close(got[1].float(), want[1], "output", rel=0.03)
         got.float().square().sum().backward()
         assert torch.isfinite(half.slope.grad).all()

@@ -66,7 +66,7 @@ def attend(
         return biased_attention(query, key, value, mask, bias)
     scores = add_position_bias((query * query.size(-1) ** -0.5) @ key.mT, bias)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores.masked_fill_(~mask, float("-inf"))
     return add_dropout(None, torch.softmax(scores, dim=-1), dropout_p) @ value
 
 

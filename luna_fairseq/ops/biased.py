@@ -20,16 +20,20 @@ Part = Tuple[slice, slice, slice]
 _ALL = slice(None)
 
 
-def _parts(batch: int, heads: int, rows: int, positions: int) -> Iterator[Part]:
-    """Sentences, heads and rows of each block: sentences as wholes if they are small, else heads, else some rows."""
+def _parts(query: Tensor, key: Tensor) -> Iterator[Part]:
+    """Sentences, heads and rows of each block: sentences as wholes if they are small, else heads, else some rows.
+
+    Of few rows the keys, and not the scores, decide.
+    """
+    (batch, heads, rows, dim), positions = query.shape, key.size(2)
     if not batch * heads * rows * positions:
         return
-    at_once = max(1, _BLOCK // positions)
-    if (sentences := at_once // (heads * rows)) > 1:
+    at_once, most = max(1, _BLOCK // positions), max(rows, dim)
+    if (sentences := at_once // (heads * most)) > 1:
         for first in range(0, batch, sentences):
             yield slice(first, first + sentences), _ALL, _ALL
         return
-    some_heads, some_rows = max(1, at_once // rows), min(rows, at_once)
+    some_heads, some_rows = max(1, at_once // most), min(rows, at_once)
     for sentence in range(batch):
         for head in range(0, heads, some_heads):
             for row in range(0, rows, some_rows):
@@ -97,7 +101,7 @@ class _BiasedAttention(torch.autograd.Function):
         batch, heads, rows, dim = query.shape
         out = query.new_zeros(batch, rows, heads, dim).transpose(1, 2)  # the heads of a row side by side
         ctx.tied = key is value
-        for part in _parts(batch, heads, rows, key.size(2)):
+        for part in _parts(query, key):
             own_key = _side_by_side(key[part[:2]])
             own_value = own_key if ctx.tied else _side_by_side(value[part[:2]])
             weights = biases.weights(part, biases.squares(part), _side_by_side(query[part]), own_key)
@@ -110,12 +114,12 @@ class _BiasedAttention(torch.autograd.Function):
         query, key, value, slope, index, centre, unit, mask = ctx.saved_tensors
         biases = _Biases(slope, index, centre, unit, mask)
         batch, heads, rows, dim = query.shape
-        positions, scale = key.size(2), dim**-0.5
+        scale = dim**-0.5
         d_query, d_slope = torch.zeros_like(query), torch.zeros_like(slope)
         # Written by the first rows of each sentence and head, if there are any.
-        d_key = (key.new_empty if rows else key.new_zeros)(batch, positions, heads, dim).transpose(1, 2)
+        d_key = (key.new_empty if rows else key.new_zeros)(batch, key.size(2), heads, dim).transpose(1, 2)
         d_value = d_key if ctx.tied else (torch.empty_like if rows else torch.zeros_like)(d_key)
-        for part in _parts(batch, heads, rows, positions):
+        for part in _parts(query, key):
             pairs = part[:2]
             own_query, given = _side_by_side(query[part]), _side_by_side(grad[part])
             own_key = _side_by_side(key[pairs])

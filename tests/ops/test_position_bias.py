@@ -16,7 +16,7 @@ from support.models import assert_close
 from support.tensors import leaves, padding_mask
 
 SIDES = ["none", "left", "right", "empty"]
-BLOCKS = [1, 7, 40, 10**6]  # less than a row, rows, sentences, all
+BLOCKS = [1, 7, 40, 200, 10**6]  # less than a row, rows, heads, sentences, all
 
 
 def _padding(batch: int, positions: int, seed: int, side: str) -> Optional[Tensor]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Iterator, List
 
 import torch
 from torch import Tensor
@@ -82,8 +82,8 @@ def attention_map(hub: Any, sentence: str, layer: int = -1) -> AttentionMap:
     """Translate a sentence and return the cross-attention that the translation was made with.
 
     Args:
-        hub: of ``LunaModel.from_pretrained``, one model.
-        sentence: text.
+        hub: of ``LunaModel.from_pretrained``, one model; several threads may share it.
+        sentence: text; of a longer one than the model reads, the part that it reads.
         layer: of the decoder, counted from 0; -1 is the last.
 
     Raises:
@@ -97,24 +97,17 @@ def attention_map(hub: Any, sentence: str, layer: int = -1) -> AttentionMap:
     if not -count <= layer < count:
         raise ValueError(f"--layer is {layer} and the decoder has {count} layers: take 0 to {count - 1}, or -1")
     source = hub.encode(sentence)
+    if hasattr(hub.task, "cut"):
+        source = hub.task.cut(source)
     target = hub.generate([source])[0][0]["tokens"]
-    seen: Dict[str, Any] = {}
-
-    def note(module: Any, args: Any, output: Any) -> None:
-        _, packed, context, context_mask, packed_mask = args[:5]
-        seen["heads"] = output[2][:, 0]
-        seen["packed"] = module.pack(packed, context, context_mask, True, packed_mask)[1][0]
-
-    attention = model.decoder.layers[layer].encoder_attn
-    hook = attention.register_forward_hook(note)
-    try:
-        with torch.no_grad():
-            out = model.encoder(source[None], src_lengths=torch.tensor([len(source)], device=source.device))
-            model.decoder(target.roll(1)[None], encoder_out=out, alignment_layer=layer % count)
-    finally:
-        hook.remove()
+    with torch.no_grad():
+        _, extra = model.with_attention(False)(
+            source[None].to(hub.device), None, target.roll(1)[None], alignment_layer=layer % count
+        )
+        weights = extra["attn"].weights
+        heads, packed = weights.heads()[:, 0].cpu(), weights.packed()[0].cpu()
     names = [
         [dictionary[symbol] for symbol in tokens]
         for dictionary, tokens in ((hub.task.source_dictionary, source), (hub.task.target_dictionary, target))
     ]
-    return AttentionMap(hub.decode(target), names[0], names[1], seen["heads"].cpu(), seen["packed"].cpu())
+    return AttentionMap(hub.decode(target), names[0], names[1], heads, packed)

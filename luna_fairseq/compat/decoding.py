@@ -1,4 +1,4 @@
-"""Decoding: ``--replace-unk`` reads the alignments that ``--print-alignment`` makes."""
+"""Decoding: unknown words and their alignments, attention for who reads it, diverse beams."""
 
 from typing import Any
 
@@ -32,3 +32,59 @@ def replace_aligned_words(
         source_of = {i: max(range(len(row) - 1), key=row.__getitem__) for i, row in enumerate(rows)}
     sources = [source_of.get(i, end) for i in range(len(hypo_tokens))]
     return str(original(hypo_str, src_str, sources, align_dict, unk))
+
+
+@replaces(
+    "fairseq.dataclass.FairseqDataclass",
+    "_get_argparse_const",
+    fairseq='takes "@@ " for the name of a dictionary where --replace-unk has no value, and ends as it is not there',
+    here="--replace-unk without a value copies the aligned word",
+    since="fairseq 0.12.3",
+)
+def replace_without_a_dictionary(original: Any, self: Any, attribute_name: str) -> Any:
+    const = original(self, attribute_name)
+    return "" if attribute_name == "replace_unk" and const == "@@ " else const
+
+
+@replaces(
+    "fairseq.sequence_generator.EnsembleModel",
+    "__init__",
+    fairseq="tells a model by a flag of its own whether decoding needs the attention, for all who decode with it",
+    here="who reads the attention has it computed for himself: printed alignments, ensembles with other models",
+    since="fairseq 0.12.3",
+)
+def compute_attention_for_its_reader(original: Any, self: Any, models: Any) -> None:
+    from fairseq.sequence_generator import EnsembleModelWithAlignment
+
+    # The attention of an ensemble is the mean over all of its models.
+    can_do_without = [hasattr(model, "with_attention") for model in models]
+    if isinstance(self, EnsembleModelWithAlignment) or not all(can_do_without):
+        models = [
+            model.with_attention(True) if can else model for model, can in zip(models, can_do_without, strict=True)
+        ]
+    original(self, models)
+
+
+@replaces(
+    "fairseq.search.DiverseBeamSearch",
+    "step",
+    fairseq="takes a sentence's number for its place in the batch: --diverse-beam-groups ends with an IndexError",
+    here="--diverse-beam-groups finds the place of each sentence",
+    since="fairseq 0.12.3",
+)
+def find_sentences_of_diverse_beams(
+    original: Any,
+    self: Any,
+    step: int,
+    lprobs: Any,
+    scores: Any,
+    prev_output_tokens: Any = None,
+    original_batch_idxs: Any = None,
+) -> Any:
+    if original_batch_idxs is not None:
+        if step == 0:
+            self.first_batch_idxs = original_batch_idxs
+        # Sentences that are done have left the batch, and the sums of all stay in the order of the first step.
+        places = original_batch_idxs.unsqueeze(1).eq(self.first_batch_idxs)
+        original_batch_idxs = places.int().argmax(dim=1)
+    return original(self, step, lprobs, scores, prev_output_tokens, original_batch_idxs)

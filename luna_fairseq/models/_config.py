@@ -1,6 +1,7 @@
 """Options shared by the Luna models, and how named architectures are registered."""
 
 import dataclasses
+import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Collection, Dict, Iterable, Iterator, Optional, Tuple, Type
@@ -273,7 +274,8 @@ def namespace(cfg: Any) -> Namespace:
 def register_architectures(model: Type[BaseFairseqModel], config: type, sizes: Dict[str, Dict[str, Any]]) -> None:
     """Make ``--arch NAME`` and ``model._name: NAME`` mean the same for every named architecture.
 
-    An architecture is a config class with other defaults, and a model class of its own. Functions that
+    An architecture is a config class with other defaults, and a model class of its own. Both have names of their own
+    in the modules of their bases, ``LunaModel_luna_base``, so that models and configs can be pickled. Functions that
     change defaults (``register_model_architecture``) are not used: ``fairseq-hydra-train`` fills in the
     defaults before it calls them, so they would silently do nothing there.
 
@@ -288,7 +290,9 @@ def register_architectures(model: Type[BaseFairseqModel], config: type, sizes: D
             (option, options[option].type, field(default=value, metadata=dict(options[option].metadata)))
             for option, value in defaults.items()
         ]
-        own = dataclasses.make_dataclass(
-            config.__name__, changed, bases=(config,), namespace={"__module__": config.__module__}
-        )
-        register_model(name, dataclass=own)(type(model.__name__, (model,), {"__module__": model.__module__}))
+        own_config: Any = dataclasses.make_dataclass(config.__name__, changed, bases=(config,))
+        own_model: Any = type(model.__name__, (model,), {})
+        for own, base in ((own_config, config), (own_model, model)):
+            own.__module__, own.__qualname__ = base.__module__, f"{base.__name__}_{name}"
+            setattr(sys.modules[own.__module__], own.__qualname__, own)
+        register_model(name, dataclass=own_config)(own_model)

@@ -79,8 +79,11 @@ class LunaHubInterface(RobertaHubInterface):
         self._check_pieces()
         return super().encode(sentence, *addl_sentences, no_separator=no_separator)
 
-    def decode(self, tokens: Tensor) -> Union[str, List[str]]:
+    def decode(self, tokens: Tensor) -> Union[str, List[Any]]:
+        """The text of symbols ``[N]`` (fairseq's; several sentences are a list); of ``[B, N]`` a list, one a row."""
         self._check_pieces()
+        if tokens.dim() == 2:
+            return [self.decode(row) for row in tokens]
         return super().decode(tokens[tokens.ne(self.task.source_dictionary.pad())])
 
     def _check_pieces(self) -> None:

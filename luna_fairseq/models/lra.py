@@ -29,7 +29,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
-from luna_fairseq.models.luna import LunaEncoder
+from luna_fairseq.models.luna import LunaEncoder, source_padding
 from luna_fairseq.modules.heads import first_state
 
 CLS = "<CLS>"  # the symbol that the task puts in front of a text
@@ -277,6 +277,22 @@ class LRAModel(BaseFairseqModel):
             x = self.classifier_activation(layer(x))
         return self.sentence_projection_layer(x), {"sentence_rep": sentence_rep}
 
+    def get_normalized_probs(
+        self, net_output: Tuple[Tensor, Any], log_probs: bool, sample: Optional[Dict[str, Any]] = None
+    ) -> Tensor:
+        """Probabilities of the classes, or their logarithms; read by fairseq's own criteria, such as cross_entropy.
+
+        Args:
+            net_output: of :meth:`forward`.
+            log_probs: return logarithms.
+            sample: not read.
+
+        Returns:
+            ``[B, classes]`` float32.
+        """
+        scores = net_output[0]
+        return utils.log_softmax(scores, dim=-1) if log_probs else utils.softmax(scores, dim=-1)
+
     def represent(self, src_tokens: Tensor) -> Tensor:
         """One vector for each document or image, ``[B, D]``; the argument is that of :meth:`forward`."""
         pad: Any = self.encoder.padding_idx
@@ -289,11 +305,9 @@ class LRAModel(BaseFairseqModel):
             assert self.cls is not None
             src_tokens = src_tokens.masked_fill(src_tokens.eq(self.cls), pad)
         out = self.encoder(src_tokens, token_embeddings=embeddings)
-        masks = out["packed_padding_mask" if self.args.use_p else "encoder_padding_mask"]
-        mask = masks[0] if masks else None
         if self.args.use_p:
-            return _mean(out["packed_out"][0], mask)
-        x = out["encoder_out"][0].transpose(0, 1)
+            return _mean(out["packed_out"][0], out["packed_padding_mask"][0] if out["packed_padding_mask"] else None)
+        x, mask = out["encoder_out"][0].transpose(0, 1), source_padding(out)
         return _mean(x, mask) if self.args.sen_rep_type == "mp" else first_state(x, mask)
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:

@@ -1,6 +1,7 @@
 """The Luna translation model: ``--arch luna``, ``luna_base``, ``luna_base_tied``, ``luna_base_untied``."""
 
-from typing import Any, Dict, List, Optional, Tuple
+import copy
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -29,6 +30,7 @@ from luna_fairseq.modules import (
 )
 from luna_fairseq.modules.attention import IncrementalState
 from luna_fairseq.modules.layers import first_slope
+from luna_fairseq.modules.weights import LunaWeights, SourceAttention, average
 
 
 def _wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
@@ -47,7 +49,8 @@ class LunaEncoder(TransformerEncoderBase):
         embed_tokens: source embeddings.
     """
 
-    dropout_module: Dropout
+    if TYPE_CHECKING:  # torch.jit reads annotations, and knows no types of modules
+        dropout_module: Dropout
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(cfg, dictionary, embed_tokens)
@@ -98,8 +101,8 @@ class LunaEncoder(TransformerEncoderBase):
 
         Returns:
             fairseq's dictionary of lists, with ``packed_out`` (P, ``[B, L, D]``) and
-            ``packed_padding_mask`` (``[B, L]``, True = not of this sentence). Both padding masks are left
-            empty when nothing is padded.
+            ``packed_padding_mask`` (``[B, L]``, True = not of this sentence; empty when nothing is padded). What
+            has to be masked in the source says :func:`source_padding`.
         """
         is_padding = src_tokens.eq(self.padding_idx)
         padding_mask = is_padding if is_padding.any() else None
@@ -123,15 +126,18 @@ class LunaEncoder(TransformerEncoderBase):
         if self.packed_layer_norm is not None:
             packed = self.packed_layer_norm(packed)
 
+        fc_results: List[Any] = [None] * (len(encoder_states) - 1)  # of fairseq's layers, if they are asked for
         return {
             "encoder_out": [x.transpose(0, 1)],
-            "encoder_padding_mask": [] if padding_mask is None else [padding_mask],
+            "encoder_padding_mask": [is_padding],
             "encoder_embedding": [encoder_embedding],
             "encoder_states": encoder_states,
+            "fc_results": fc_results,
             "packed_out": [packed],
             "packed_padding_mask": [] if packed_padding_mask is None else [packed_padding_mask],
             "src_tokens": [],
-            "src_lengths": [],
+            "src_lengths": [(~is_padding).sum(dim=1, keepdim=True, dtype=torch.int32)],
+            "all_real": [is_padding] if padding_mask is None else [],
             "rows_per_sentence": [],
         }
 
@@ -145,11 +151,25 @@ class LunaEncoder(TransformerEncoderBase):
         sentences, rows_per_sentence = ops.RowOrder(new_order).sentences(count, before)
         reordered = dict(encoder_out)
         if sentences is not None:
-            reordered = super().reorder_encoder_out(encoder_out, sentences)
+            own = {**encoder_out, "encoder_states": [*encoder_out["encoder_states"]]}  # fairseq changes the list
+            reordered = super().reorder_encoder_out(own, sentences)
             for name in ("packed_out", "packed_padding_mask"):
                 reordered[name] = [t.index_select(0, sentences) for t in encoder_out[name]]
+            reordered["fc_results"] = encoder_out.get("fc_results", [])
+            real = source_padding(encoder_out) is None
+            reordered["all_real"] = [*reordered["encoder_padding_mask"]] if real else []
         reordered["rows_per_sentence"] = [torch.tensor(rows_per_sentence)]
         return reordered
+
+
+def source_padding(encoder_out: Dict[str, List[Tensor]]) -> Optional[Tensor]:
+    """The padding mask of the source, ``[B, M]``, or None if nothing is padded.
+
+    fairseq's ``encoder_padding_mask`` is always there. Whether it has to be applied cannot be seen without waiting
+    for a GPU; ``all_real`` holds the mask once more if the encoder has found nothing in it.
+    """
+    mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
+    return None if any(mask is known for known in encoder_out.get("all_real", [])) else mask
 
 
 def _rows_per_sentence(encoder_out: Dict[str, List[Tensor]]) -> int:
@@ -167,7 +187,8 @@ class LunaDecoder(TransformerDecoderBase):
         output_projection: to use instead of a new or tied one.
     """
 
-    dropout_module: Dropout
+    if TYPE_CHECKING:
+        dropout_module: Dropout
 
     def __init__(
         self,
@@ -189,7 +210,7 @@ class LunaDecoder(TransformerDecoderBase):
         return _wrap_layer(LunaDecoderLayer(cfg, last=self._layers_to_build == 0), cfg)
 
     def make_generation_fast_(self, need_attn: bool = False, **unused: Any) -> None:
-        """Called by fairseq before generation: attention, N x M numbers a head, is computed only to be printed."""
+        """Called by fairseq before generation: steps compute the attention, M numbers a head, only to be printed."""
         self.need_attn = need_attn
 
     def _embed(self, tokens: Tensor, new: int) -> Tensor:
@@ -237,12 +258,14 @@ class LunaDecoder(TransformerDecoderBase):
             encoder_out: from :meth:`LunaEncoder.forward`.
             incremental_state: fairseq's decoding state, or None.
             full_context_alignment: must be False: causal Luna attention has no other form.
-            alignment_layer: return the attention of this layer (default: of the last one if ``need_attn`` is set).
+            alignment_layer: return the attention of this layer (default: of the last one).
             alignment_heads: average the attention over the first so many heads (default: all).
 
         Returns:
-            ``[B, N', D]`` for the new positions; and a dictionary with ``attn``, ``[B, N', M]`` over the
-            source or None, and ``inner_states``.
+            ``[B, N', D]`` for the new positions; and fairseq's dictionary of ``inner_states`` and ``attn``, the
+            attention over the source ``[B, N', M]``. It is computed when it is read. In two cases nothing is kept to
+            compute it from, in decoding and in training with ``--checkpoint-activations``; there it is None unless
+            ``need_attn`` is set or an ``alignment_layer`` given.
 
         Raises:
             ValueError: for ``full_context_alignment``, tokens that were all seen before, or not as many targets as
@@ -252,7 +275,8 @@ class LunaDecoder(TransformerDecoderBase):
             raise ValueError("--full-context-alignment is not available: the Luna decoder is causal; leave it out")
         if encoder_out is None:
             raise ValueError("the Luna decoder needs encoder_out: its packed sequence comes from the encoder")
-        need_attn = alignment_layer is not None or self.need_attn
+        lost = incremental_state is not None or (self.training and self.cfg.checkpoint_activations)
+        need_attn = self.need_attn or (alignment_layer is not None and lost)
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
 
@@ -269,22 +293,22 @@ class LunaDecoder(TransformerDecoderBase):
         in_the_way = incremental_state is not None or (is_padding[:, :-1] & ~is_padding[:, 1:]).any()
         padding_mask = is_padding if in_the_way else None
 
-        encoder_hidden, packed, encoder_padding, packed_padding = (
+        encoder_hidden, packed, packed_padding = (
             encoder_out[name][0] if encoder_out[name] else None
-            for name in ("encoder_out", "packed_out", "encoder_padding_mask", "packed_padding_mask")
+            for name in ("encoder_out", "packed_out", "packed_padding_mask")
         )
         if encoder_hidden is not None:
             encoder_hidden = encoder_hidden.transpose(0, 1)
             rows = encoder_hidden.size(0) * _rows_per_sentence(encoder_out)
             if rows != x.size(0):
                 raise ValueError(f"{x.size(0)} targets for {rows} sources: give every source its target")
-        encoder_mask, packed_mask = ops.key_mask(encoder_padding), ops.key_mask(packed_padding)
+        encoder_mask, packed_mask = ops.key_mask(source_padding(encoder_out)), ops.key_mask(packed_padding)
         places: Optional[ops.RowPlaces] = None
         if self._placed_heads and new == prev_output_tokens.size(1):  # P packs the source at the first step alone
             assert packed is not None and encoder_hidden is not None
             places = ops.row_places(packed.size(1), self._placed_heads, encoder_hidden, encoder_mask, packed_mask)
 
-        attn: Optional[Tensor] = None
+        attn: List[Optional[Tensor]] = [None]
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
         for index, layer in enumerate(self.layers):
             x, packed, layer_attn = layer(
@@ -296,16 +320,19 @@ class LunaDecoder(TransformerDecoderBase):
                 padding_mask,
                 incremental_state,
                 need_attn and index == alignment_layer,
+                not (need_attn or lost) and index == alignment_layer,
                 places,
             )
             inner_states.append(x.transpose(0, 1))
-            if layer_attn is not None:
-                attn = layer_attn[:alignment_heads].mean(dim=0).to(x)
+            if isinstance(layer_attn, LunaWeights):
+                attn = SourceAttention(layer_attn, alignment_heads, x.dtype)
+            elif layer_attn is not None:
+                attn = [average(layer_attn, alignment_heads, x.dtype)]
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
-        return x, {"attn": [attn], "inner_states": inner_states}
+        return x, {"attn": attn, "inner_states": inner_states}
 
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Make row i of the decoding state what row ``new_order[i]`` was (``[B']`` int64); changed in place."""
@@ -346,6 +373,18 @@ class LunaModel(TransformerModelBase):
     @classmethod
     def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> LunaDecoder:
         return LunaDecoder(cfg, tgt_dict, embed_tokens)
+
+    def with_attention(self, need_attn: bool) -> "LunaModel":
+        """The same model, of the same weights, whose decoding steps compute the attention over the source, or do not.
+
+        The model itself stays as it is: somebody else may use it at the same time.
+        """
+        if self.decoder.need_attn == need_attn:
+            return self
+        model, decoder = copy.copy(self), copy.copy(self.decoder)
+        decoder.need_attn = need_attn
+        model._modules = {**self._modules, "decoder": decoder}
+        return model
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         translate_published_names(state_dict)

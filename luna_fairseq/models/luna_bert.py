@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, cast
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, cast
 
 from fairseq import hub_utils, utils
 from fairseq.dataclass import ChoiceEnum
@@ -24,7 +24,7 @@ from luna_fairseq.models._config import (
     register_architectures,
 )
 from luna_fairseq.models._hub import LunaHubInterface, find_pieces
-from luna_fairseq.models.luna import LunaEncoder
+from luna_fairseq.models.luna import LunaEncoder, source_padding
 from luna_fairseq.modules.heads import HEADS, FirstTokenHead
 from luna_fairseq.modules.packed_input import BERT_STD
 
@@ -67,7 +67,8 @@ class LunaBertEncoder(RobertaEncoder):
         dictionary: of the tokens, ``<mask>`` included.
     """
 
-    sentence_encoder: LunaEncoder
+    if TYPE_CHECKING:  # torch.jit reads annotations, and knows no types of modules
+        sentence_encoder: LunaEncoder
 
     def build_encoder(self, args: Any, dictionary: Any, embed_tokens: nn.Embedding) -> LunaEncoder:
         return LunaEncoder(nested_config(args), dictionary, embed_tokens)
@@ -93,14 +94,11 @@ class LunaBertEncoder(RobertaEncoder):
             token_embeddings=kwargs.get("token_embeddings"),
         )
         extra = {
-            name: out[key][0] if out[key] else None
-            for name, key in (
-                ("packed_features", "packed_out"),
-                ("padding_mask", "encoder_padding_mask"),
-                ("packed_padding_mask", "packed_padding_mask"),
-            )
+            "packed_features": out["packed_out"][0],
+            "padding_mask": source_padding(out),
+            "packed_padding_mask": out["packed_padding_mask"][0] if out["packed_padding_mask"] else None,
+            "inner_states": out["encoder_states"] if return_all_hiddens else None,
         }
-        extra["inner_states"] = out["encoder_states"] if return_all_hiddens else None
         return out["encoder_out"][0].transpose(0, 1), extra
 
 
@@ -111,8 +109,9 @@ class LunaBertModel(RobertaModel):
     ``sentence_ranking`` and ``multilingual_masked_lm``.
     """
 
-    encoder: LunaBertEncoder
-    classification_heads: nn.ModuleDict
+    if TYPE_CHECKING:
+        encoder: LunaBertEncoder
+        classification_heads: nn.ModuleDict
     fresh_heads: Dict[str, str] = {}  # after loading: head without weights of the checkpoint -> why
 
     def __init__(self, args: Any, encoder: LunaBertEncoder) -> None:

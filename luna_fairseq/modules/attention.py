@@ -7,7 +7,8 @@ unpack step.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from luna_fairseq import ops
 from luna_fairseq.modules.dropout import Dropout
+from luna_fairseq.modules.weights import LunaWeights, luna_weights
 
 IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
 
@@ -44,17 +46,18 @@ def check_heads(embed_dim: int, num_heads: int, what: str) -> int:
 class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
     """Projections, dropout and decoding state for both attentions below."""
 
-    # Which of these exist is said to _add_projections.
-    pq_proj: nn.Module
-    pc_proj: nn.Module
-    pk_proj: nn.Module
-    pv_proj: nn.Module
-    q_proj: nn.Module
-    c_proj: nn.Module
-    k_proj: nn.Module
-    v_proj: nn.Module
-    out_proj: nn.Module
-    dropout_module: Dropout
+    if TYPE_CHECKING:  # torch.jit reads annotations, and knows no types of modules
+        # Which of these exist is said to _add_projections.
+        pq_proj: nn.Module
+        pc_proj: nn.Module
+        pk_proj: nn.Module
+        pv_proj: nn.Module
+        q_proj: nn.Module
+        c_proj: nn.Module
+        k_proj: nn.Module
+        v_proj: nn.Module
+        out_proj: nn.Module
+        dropout_module: Dropout
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -201,23 +204,23 @@ class LunaAttention(_LunaAttentionBase):
         packed: Tensor,
         context: Tensor,
         context_mask: Optional[Tensor],
-        need_weights: bool,
         packed_mask: Optional[Tensor] = None,
         places: Optional[ops.RowPlaces] = None,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+        fold: bool = True,
+    ) -> Tuple[Tensor, Callable[[], Tensor]]:
         """Pack: P reads the context.
 
         Args:
             packed: P, ``[B, L, D]``.
             context: ``[B, M, D_context]``.
             context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
-            need_weights: return the weights too.
             packed_mask: ``[B, 1, 1, L]`` likewise, or None; read with a position bias alone.
             places: of the batch, from :func:`luna_fairseq.ops.row_places`; made here if there are none and it needs
                 them.
+            fold: fold the projections of the context into P where that is less work without the weights.
 
         Returns:
-            ``[B, L, D]``, before any output projection, and the weights ``[B, H', L, M]`` float32 or None.
+            ``[B, L, D]``, before any output projection, and what computes the weights, ``[B, H', L, M]`` float32.
         """
         heads = self.num_packed_heads
         bias: Optional[ops.PositionBias] = None
@@ -227,17 +230,20 @@ class LunaAttention(_LunaAttentionBase):
             bias = ops.PositionBias(self.position_slope, places)
         query = _split_heads(self.pq_proj(packed), heads)
         names = ("pc",) if self.tie_kv else ("pk", "pv")
-        if not need_weights and (folded := self._to_fold(context, packed.size(1), heads, 2, *names)):
+        if fold and (folded := self._to_fold(context, packed.size(1), heads, 2, *names)):
             rate = self.dropout_module.rate
-            packed = ops.folded_pack(query, context, folded[0], folded[-1], context_mask, rate, bias)
-            return _join_heads(packed), None
+            out = ops.folded_pack(query, context, folded[0], folded[-1], context_mask, rate, bias)
+            key_proj = self.pc_proj if self.tie_kv else self.pk_proj
+            return _join_heads(out), lambda: ops.attention_weights(
+                query, _split_heads(key_proj(context), heads), context_mask, bias
+            )
         if self.tie_kv:
             key = value = _split_heads(self.pc_proj(context), heads)
         else:
             key = _split_heads(self.pk_proj(context), heads)
             value = _split_heads(self.pv_proj(context), heads)
-        weights = ops.attention_weights(query, key, context_mask, bias) if need_weights else None
-        return _join_heads(ops.attend(query, key, value, context_mask, self.dropout_module.rate, bias)), weights
+        out = ops.attend(query, key, value, context_mask, self.dropout_module.rate, bias)
+        return _join_heads(out), partial(ops.attention_weights, query, key, context_mask, bias)
 
     def forward(
         self,
@@ -248,8 +254,9 @@ class LunaAttention(_LunaAttentionBase):
         packed_mask: Optional[Tensor] = None,
         incremental_state: Optional[IncrementalState] = None,
         need_weights: bool = False,
+        weights_later: bool = False,
         places: Optional[ops.RowPlaces] = None,
-    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    ) -> Tuple[Tensor, Optional[Tensor], Union[Tensor, LunaWeights, None]]:
         """Pack, then unpack.
 
         What depends only on P and the context is computed at the first call with an ``incremental_state``
@@ -265,13 +272,12 @@ class LunaAttention(_LunaAttentionBase):
             incremental_state: fairseq's decoding state, or None.
             need_weights: return the effective attention map; with an ``incremental_state``, ask from the
                 first call on.
+            weights_later: return what computes the map when it is wanted; not with an ``incremental_state``.
             places: where P looks, for a position bias; see :meth:`pack`.
 
         Returns:
             Y_X ``[B, N, D]``; Y_P ``[S, L, D]`` before any output projection, or None when it was not
-            computed; and, if asked for, the unpack weights times the pack weights, ``[H, B, N, M]`` float32,
-            each row a distribution over the context. (With different numbers of heads the pack weights are
-            averaged over theirs first.)
+            computed; and, if asked for, the map, ``[H, B, N, M]`` (:func:`luna_weights`), or what computes it.
 
         Raises:
             ValueError: if the rows of ``query`` are not a multiple of those of P, or the weights are asked
@@ -282,10 +288,12 @@ class LunaAttention(_LunaAttentionBase):
             key, value, pack_weights, packed_mask = (
                 saved[k] for k in ("key", "value", "pack_weights", "packed_mask")
             )
-            packed_out = None
+            packed_out = pack = None
         else:
             assert packed is not None and context is not None
-            packed_out, pack_weights = self.pack(packed, context, context_mask, need_weights, packed_mask, places)
+            packed_out, pack = self.pack(packed, context, context_mask, packed_mask, places, not need_weights)
+            pack_weights = pack() if need_weights else None
+            pack = pack if weights_later else None  # it holds keys
             if self.tie_kv:
                 key = value = _split_heads(self.c_proj(packed_out), self.num_heads)
             else:
@@ -305,19 +313,21 @@ class LunaAttention(_LunaAttentionBase):
         if folded:
             to_q, to_out = folded
             y = ops.folded_unpack(query, to_q, key, value, to_out, packed_mask, self.dropout_module.rate)
-            return y.view(batch, length, self.embed_dim), packed_out, None
-
-        q = _split_heads(self.q_proj(query), self.num_heads)
-        y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
+        else:
+            q = _split_heads(self.q_proj(query), self.num_heads)
+            y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
         y = y.view(batch, length, self.embed_dim)
-        if not need_weights:
-            return y, packed_out, None
-        if pack_weights is None:
-            raise ValueError("need_weights was False at the first decoding step: ask for the weights from there on")
-        if pack_weights.size(1) != self.num_heads:
-            pack_weights = pack_weights.mean(dim=1, keepdim=True)
-        weights = ops.attention_weights(q, key, packed_mask) @ pack_weights
-        return y, packed_out, weights.transpose(0, 1).reshape(self.num_heads, batch, length, weights.size(-1))
+
+        def unpack() -> Tensor:
+            return ops.attention_weights(
+                _split_heads(self.q_proj(query), self.num_heads) if folded else q, key, packed_mask
+            )
+
+        if need_weights:
+            if pack_weights is None:
+                raise ValueError("need_weights was False at the first decoding step: ask for it from there on")
+            return y, packed_out, luna_weights(unpack(), pack_weights, batch)
+        return y, packed_out, LunaWeights(unpack, pack, batch) if pack is not None else None
 
 
 class CausalLunaAttention(_LunaAttentionBase):

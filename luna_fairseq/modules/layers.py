@@ -4,7 +4,7 @@ They keep what fairseq's transformer layers build (feed-forward, norms, dropout,
 replace the attention, carry P along, and so need a forward of their own. Tensors are batch x time x channel.
 """
 
-from typing import Any, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, List, Optional, Tuple, Union
 
 from fairseq.modules import LayerNorm
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luna_fairseq import ops
 from luna_fairseq.modules.attention import CausalLunaAttention, IncrementalState, LunaAttention
 from luna_fairseq.modules.dropout import Dropout
+from luna_fairseq.modules.weights import LunaWeights
 
 
 def first_slope(cfg: Any, place: str) -> float:
@@ -28,13 +29,14 @@ def first_slope(cfg: Any, place: str) -> float:
 class _LunaLayerMixin:
     """Steps that both layers share; the modules they use are built by fairseq's layer classes."""
 
-    normalize_before: bool
-    dropout_module: Dropout
-    activation_fn: Any
-    activation_dropout_module: Dropout
-    fc1: nn.Module
-    fc2: nn.Module
-    final_layer_norm: nn.Module
+    if TYPE_CHECKING:  # torch.jit reads annotations, and knows no types of modules
+        normalize_before: bool
+        dropout_module: Dropout
+        activation_fn: Any
+        activation_dropout_module: Dropout
+        fc1: nn.Module
+        fc2: nn.Module
+        final_layer_norm: nn.Module
 
     def _own_dropout(self) -> None:
         self.dropout_module = Dropout.like(self.dropout_module)
@@ -172,8 +174,9 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
         padding_mask: Optional[Tensor] = None,
         incremental_state: Optional[IncrementalState] = None,
         need_attn: bool = False,
+        attn_later: bool = False,
         places: Optional[ops.RowPlaces] = None,
-    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    ) -> Tuple[Tensor, Optional[Tensor], Union[Tensor, LunaWeights, None]]:
         """One layer.
 
         Args:
@@ -185,11 +188,12 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             padding_mask: ``[B, N]`` bool, True = padding among the targets, or None.
             incremental_state: fairseq's decoding state, or None.
             need_attn: return the attention over the source.
+            attn_later: return what computes it when it is wanted; not with an ``incremental_state``.
             places: where P looks in the source, for a position bias; or None.
 
         Returns:
-            x; P for the next layer (None in the last layer and after the first decoding step); and the
-            attention ``[H, B, N, M]`` or None.
+            x; P for the next layer (None in the last layer and after the first decoding step); and, if asked for,
+            the attention, ``[H, B, N, M]``, or what computes it.
         """
         y = self.self_attn(
             self._before(self.self_attn_layer_norm, x), packed, packed_mask, padding_mask, incremental_state
@@ -207,6 +211,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             packed_mask,
             incremental_state,
             need_attn,
+            attn_later,
             places,
         )
         x = self._after(self.encoder_attn_layer_norm, x, y)

@@ -1,6 +1,6 @@
 """The extra sequence P as it enters the first layer."""
 
-from typing import Optional, Tuple
+from typing import TYPE_CHECKING, Optional, Tuple
 
 import torch
 from fairseq.modules import LayerNorm, SinusoidalPositionalEmbedding
@@ -32,7 +32,8 @@ class PackedInput(nn.Module):
         ValueError: if ``length`` is below 1.
     """
 
-    positions: Optional[Tensor]
+    if TYPE_CHECKING:  # torch.jit reads annotations, and knows no tensor that may be None
+        positions: Optional[Tensor]
 
     def __init__(
         self,
@@ -74,10 +75,11 @@ class PackedInput(nn.Module):
             P, ``[B, L, D]``, and its padding mask ``[B, L]`` (True = not of this sentence) or None.
         """
         batch, width = tokens.shape
-        rows = self.length if self.fixed_length else min(self.length, width)
-        p = self.embeddings[:rows] * self.scale
+        most = self.length if self.fixed_length else width
+        p = self.embeddings[:most] * self.scale
+        rows = p.size(0)
         if self.positions is not None:
-            p = p + self.positions[:rows].to(p)
+            p = p + self.positions[:most].to(p)
         if self.layer_norm is not None:
             p = self.layer_norm(p)
         p = self.dropout_module(p.expand(batch, -1, -1))

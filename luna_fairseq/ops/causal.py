@@ -12,7 +12,6 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Operations a position: N (K + L) for one product, c (K + L) + 2 K L in chunks of c. They take equally long near 128.
 _SINGLE_PRODUCT = 128
@@ -150,12 +149,14 @@ class _Blocks:
 class _CausalProducts(torch.autograd.Function):
     """Causal linear attention of ``[B, H, N, E]`` views, with a gradient that recomputes instead of storing.
 
-    The length is at most ``_SINGLE_PRODUCT`` or a multiple of the chunk; ``scale`` is ``[B, H, N, 1]`` and gets no
-    gradient. Results are views of ``[B, N, H, E]`` memory.
+    ``scale`` is ``[B, H, N, 1]`` and gets no gradient. Results are views of ``[B, N, H, E]`` memory. The gradient has
+    derivatives of every order.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+        inputs, length = (query, key, value, scale), query.size(2)
+        query, key, value, scale = _whole_chunks(*inputs)
         blocks = _Blocks(key, value)
         out = _empty_like_heads(value)
         totals: List[Optional[Tensor]] = []  # the sum before each block
@@ -172,13 +173,16 @@ class _CausalProducts(torch.autograd.Function):
                         o.baddbmm_(q, before)
                     target = blocks.view(out, start, chunks)
                     target.copy_(o.view(target.shape))
-        ctx.save_for_backward(query, key, value, scale, *totals)
-        return out
+        ctx.save_for_backward(*inputs, *totals)
+        return out[:, :, :length]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, scale, *before_blocks = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            return *_differentiable_gradients(query, key, value, scale, grad), None
+        length = query.size(2)
+        query, key, value, scale, grad = _whole_chunks(query, key, value, scale, grad)
         blocks = _Blocks(key, value)
         outs = (_empty_like_heads(query), _empty_like_heads(key), _empty_like_heads(value))
         totals = reversed(before_blocks)
@@ -203,7 +207,31 @@ class _CausalProducts(torch.autograd.Function):
                     for out, d in zip(outs, (d_q.mul_(c), d_k, d_v), strict=True):
                         target = blocks.view(out, start, chunks)
                         target.copy_(d.view(target.shape))
-        return *outs, None
+        d_query, d_key, d_value = (out[:, :, :length] for out in outs)
+        return d_query, d_key, d_value, None
+
+
+def _whole_chunks(query: Tensor, key: Tensor, value: Tensor, *others: Tensor) -> Tuple[Tensor, ...]:
+    """All of them filled up with zeros, which add nothing, to a length that the chunk divides."""
+    length, tensors = query.size(2), (query, key, value, *others)
+    fill = -length % _chunk_length(key, value) if length > _SINGLE_PRODUCT else 0
+    return tuple(F.pad(x, (0, 0, 0, fill)) for x in tensors) if fill else tensors
+
+
+def _differentiable_gradients(
+    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, grad: Tensor
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """The gradients of :class:`_CausalProducts` as causal products themselves; two of them run backwards in time.
+
+    They cost more than the gradients computed together, block by block, and can be differentiated again.
+    """
+    key_back, value_back, grad_back = key.flip(2), value.flip(2), grad.flip(2)
+    query_back, one = (query * scale).flip(2), torch.ones_like(scale)
+    return (
+        _CausalProducts.apply(grad, value, key, scale),
+        _CausalProducts.apply(value_back, grad_back, query_back, one).flip(2),
+        _CausalProducts.apply(key_back, query_back, grad_back, one).flip(2),
+    )
 
 
 def _empty_like_heads(x: Tensor) -> Tensor:
@@ -222,12 +250,7 @@ def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) ->
     Returns:
         ``[B, H, N, F]``.
     """
-    length = query.size(2)
-    # Zero keys add nothing, so a length that no chunk divides is filled up with them.
-    fill = -length % _chunk_length(key, value) if length > _SINGLE_PRODUCT else 0
-    if fill:
-        query, key, value, scale = (F.pad(t, (0, 0, 0, fill)) for t in (query, key, value, scale))
-    return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))[:, :, :length]
+    return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))
 
 
 def _add(total: Tensor, pack_weights: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _STEPS = 1 << 16  # the probability is rounded to a multiple of 1 / 65536
 
@@ -31,7 +30,6 @@ class _AddDropout(torch.autograd.Function):
         return torch.addcmul(residual, x, keep.to(x.dtype), value=ctx.scale)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], Tensor, None]:
         (keep,) = ctx.saved_tensors
         return (

@@ -46,6 +46,9 @@ def attend(
 ) -> Tensor:
     """Softmax attention, scaled by ``1 / sqrt(K)``, without keeping the weights (but with dropout on a CPU).
 
+    PyTorch computes it by the fastest kernel that fits. Most have no second derivative; the one that
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` chooses has.
+
     Args:
         query: ``[B, H, N, K]``.
         key, value: ``[B, H, M, K]``.

@@ -1,7 +1,7 @@
 """fairseq's translation task, with its data folder checked and over-long interactive input cut."""
 
 import logging
-from typing import Any, List, Optional
+from typing import Any, Optional, Sequence
 
 import torch
 from fairseq import utils
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from luna_fairseq import compat
 from luna_fairseq.checks import check_dictionary, check_folder
+from luna_fairseq.compat._replace import named
 from luna_fairseq.models.luna import LunaModel
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ def _check_data_folder(cfg: TranslationConfig) -> None:
         check_dictionary(folder, f"dict.{lang}.txt", remedy="run fairseq-preprocess, or correct the languages")
 
 
+class _TypedLines(LanguagePairDataset):
+    """Sources without targets."""
+
+
 class CheckedTranslationTask(TranslationTask):
     """The task ``translation`` while the plugin is loaded; everything that it does not mention is fairseq's."""
 
@@ -48,42 +53,53 @@ class CheckedTranslationTask(TranslationTask):
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(cfg, from_checkpoint)
-        self._compute_attention([model])
+        if self.cfg.load_alignments and isinstance(model, LunaModel):
+            model.decoder.need_attn = True  # to be trained, also where --checkpoint-activations keeps nothing
         # What the model was trained for, which need not be what the command line says now.
         limits = [limit for limit in (self._model_source_positions, model.max_positions()[0]) if limit is not None]
         self._model_source_positions = min(limits)
         return model
 
-    def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
-        self._compute_attention(models, bool(getattr(args, "print_alignment", None)))
-        return super().build_generator(models, args, *more, **kwargs)
+    def cut(self, tokens: Tensor) -> Tensor:
+        """An input as long as the model and ``--max-source-positions`` allow: its beginning and its last symbol.
 
-    def _compute_attention(self, models: List[Any], printed: bool = False) -> None:
-        """Let Luna compute the attention over the source where it is printed, or is held to --load-alignments."""
-        for model in models:
-            if isinstance(model, LunaModel):
-                model.decoder.need_attn = printed or self.cfg.load_alignments
+        Args:
+            tokens: ``[M]``; not changed.
 
-    def build_dataset_for_inference(
-        self, src_tokens: List[Tensor], src_lengths: List[int], constraints: Optional[Any] = None
-    ) -> LanguagePairDataset:
-        """What ``fairseq-interactive`` and ``translate`` read.
-
-        A line longer than ``--max-source-positions``, of the command or of the model, is cut, with a warning,
-        where fairseq would end the whole session.
+        Returns:
+            the same, or a shorter one; a warning is logged.
         """
         limit = min(self.cfg.max_source_positions, self._model_source_positions or self.cfg.max_source_positions)
-        for i, tokens in enumerate(src_tokens):
-            if tokens.numel() > limit:
-                logger.warning(
-                    "an input of %d symbols was cut to %d: it is all that the model or --max-source-positions allows",
-                    tokens.numel(),
-                    limit,
-                )
-                src_tokens[i] = torch.cat([tokens[: limit - 1], tokens[-1:]])
-        return super().build_dataset_for_inference(
-            src_tokens, [tokens.numel() for tokens in src_tokens], constraints=constraints
+        if tokens.numel() <= limit:
+            return tokens
+        logger.warning(
+            "an input of %d symbols was cut to %d: it is all that the model or --max-source-positions allows",
+            tokens.numel(),
+            limit,
         )
+        return torch.cat([tokens[: limit - 1], tokens[-1:]])
+
+    def build_dataset_for_inference(
+        self, src_tokens: Sequence[Tensor], src_lengths: Sequence[int], constraints: Optional[Any] = None
+    ) -> LanguagePairDataset:
+        """What ``fairseq-interactive`` and ``translate`` read."""
+        return _TypedLines(
+            src_tokens, src_lengths, self.source_dictionary, tgt_dict=self.target_dictionary, constraints=constraints
+        )
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Batches of a dataset.
+
+        A line that was typed and is too long is cut, unless such lines are to be skipped; fairseq would end the whole
+        session.
+        """
+        if isinstance(dataset, _TypedLines):
+            asked = named(super().get_batch_iterator, dataset, *args, **kwargs)
+            if not asked.get("ignore_invalid_inputs"):
+                lines = [self.cut(tokens) for tokens in dataset.src]
+                lengths = [tokens.numel() for tokens in lines]
+                dataset = super().build_dataset_for_inference(lines, lengths, constraints=dataset.constraints)
+        return super().get_batch_iterator(dataset, *args, **kwargs)
 
 
 compat.tasks.replace_task(

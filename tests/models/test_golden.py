@@ -51,7 +51,7 @@ def test_luna_attention(name: str) -> None:
     assert_close(again, y, "output with weights asked for")
     assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), "rows of the map")
     if "attn_weights_per_head" in outputs:
-        _, pack_weights = attention.pack(packed, context, masks[0], need_weights=True)
+        pack_weights = attention.pack(packed, context, masks[0])[1]()
         if pack_weights.size(1) != attention.num_heads:
             pack_weights = pack_weights.mean(dim=1, keepdim=True)
         want = outputs["attn_weights_per_head"].transpose(0, 1) @ pack_weights

@@ -1,10 +1,13 @@
 """The Long Range Arena classifier: held to the published one, and to what must hold for any."""
 
 import math
+from argparse import Namespace
 from typing import Any, Dict, List
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fairseq.criterions import cross_entropy, label_smoothed_cross_entropy
 from fairseq.data import data_utils
 from fairseq.logging import metrics
 from fairseq.models import MODEL_DATACLASS_REGISTRY
@@ -277,3 +280,25 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(CheckpointMismatch, match=message):
             make_lra(**changes).load_state_dict(dict(state))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_fairseqs_own_criteria(smoothing: float) -> None:
+    """--criterion cross_entropy and label_smoothed_cross_entropy: the loss over the classes."""
+    model = make_lra(sentence_class_num=5)
+    task: Any = Namespace(target_dictionary=None)
+    criterion: Any = cross_entropy.CrossEntropyCriterion(task, True)
+    if smoothing:
+        criterion = label_smoothed_cross_entropy.LabelSmoothedCrossEntropyCriterion(task, True, smoothing)
+    tokens, target = torch.tensor([[4, 5, 6, 2], [7, 2, PAD, PAD], [8, 9, 2, PAD]]), torch.tensor([[1], [0], [4]])
+    sample = {"net_input": {"src_tokens": tokens}, "target": target, "ntokens": 9}
+    loss, sample_size, _ = criterion(model, sample)
+    scores = model(tokens)[0]
+    want = F.cross_entropy(scores, target.view(-1), reduction="sum", label_smoothing=smoothing * 5 / 4)
+    assert sample_size == 3
+    assert_close(loss, want, "loss")
+    log_probs, probs = (model.get_normalized_probs(model(tokens), log_probs=log) for log in (True, False))
+    assert_close(log_probs.exp(), probs, "probabilities")
+    assert_close(probs.sum(-1), torch.ones(3), "sum")
+    loss.backward()
+    assert torch.isfinite(loss)

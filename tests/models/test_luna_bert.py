@@ -1,5 +1,6 @@
 """The masked-LM model: held to the published numbers, padding, batches, heads, initialisation, options."""
 
+from argparse import Namespace
 from typing import Any, Dict, List
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from luna_fairseq.checkpoint import translate_published_names
 from luna_fairseq.errors import CheckpointMismatch
+from luna_fairseq.models._hub import LunaHubInterface
 from luna_fairseq.models.luna_bert import LunaBertConfig, LunaBertModel
 from support.models import (
     assert_close,
@@ -331,3 +333,15 @@ def test_missing_head_is_named() -> None:
         model(_tokens(5), classification_head_name="mnli")
     with pytest.raises(ValueError, match="--num-classes is 0"):
         model.register_classification_head("mnli", 0)
+
+
+def test_the_hub_decodes_a_batch_row_by_row() -> None:
+    dictionary = make_dictionary()
+    task: Any = Namespace(source_dictionary=dictionary)
+    hub = LunaHubInterface(Namespace(bpe=None), task, make_bert())
+    hub.bpe = Namespace(encode=str, decode=str)
+    rows = torch.tensor([[0, 4, 5, 2], [0, 6, 2, PAD]])
+    assert hub.decode(rows) == ["w0 w1", "w2"] and hub.decode(rows[:1]) == ["w0 w1"]
+    assert [hub.decode(row) for row in rows] == hub.decode(rows)
+    pair = torch.tensor([0, 4, 2, 2, 5, 2])
+    assert hub.decode(pair) == ["w0", "w1"] and hub.decode(torch.stack([pair, pair])) == [["w0", "w1"]] * 2

@@ -96,7 +96,10 @@ def test_beam_reorder_of_everything(order: List[int]) -> None:
     encoder_out = model.encoder(source, return_all_hiddens=True)
     model.decoder(target[:, :3], encoder_out=encoder_out, incremental_state=state)
     model.decoder.reorder_incremental_state_scripting(state, index)
-    encoder_out = model.encoder.reorder_encoder_out(encoder_out, index)
+    before = {name: [*tensors] for name, tensors in encoder_out.items()}
+    again = model.encoder.reorder_encoder_out(encoder_out, index)
+    assert all(now is then for name in before for now, then in zip(encoder_out[name], before[name], strict=True))
+    encoder_out = again
     got, _ = model.decoder(target[index], encoder_out=encoder_out, incremental_state=state)
     want, _ = model(source[index], None, target[index])
     assert_close(got, want[:, 3:], "after reorder")
@@ -294,16 +297,6 @@ def test_retained_dropout_reaches_attention() -> None:
         if hasattr(module, "make_generation_fast_") and module is not model:
             module.make_generation_fast_(name=name, retain_dropout=True)
     assert not torch.equal(model(source, None, target)[0], model(source, None, target)[0])
-
-
-def test_attention_is_computed_only_where_it_is_read() -> None:
-    model = make_model()
-    source, target = _pair([9, 12], [6, 2])
-    assert model(source, None, target)[1]["attn"] == [None]
-    assert model(source, None, target, alignment_layer=0)[1]["attn"][0].shape == (2, 6, 12)
-    assert model.eval()(source, None, target)[1]["attn"] == [None]  # a validation does not read it
-    model.decoder.make_generation_fast_(need_attn=True)
-    assert model(source, None, target)[1]["attn"][0].shape == (2, 6, 12)
 
 
 def test_attention_that_is_trained() -> None:

@@ -107,7 +107,7 @@ def test_few_sums_are_kept_for_the_backward_pass(heads: int, rows: int) -> None:
     """Also where a chunk is as much work as a block should be."""
     query, key, value = (torch.rand(1, heads, 2048, dim, requires_grad=True) for dim in (64, 64, rows))
     out = ops.causal_products(query, key, value, torch.ones(1, 1, 2048, 1))
-    saved: Any = out.grad_fn.next_functions[0][0].saved_tensors  # type: ignore[union-attr]
+    saved: Any = out.grad_fn.saved_tensors  # type: ignore[union-attr]
     *inputs, scale = saved[:4]
     sums = [x for x in saved[4:] if x is not None]
     assert scale.shape == (1, heads, 2048, 1)
@@ -158,12 +158,35 @@ def test_results_lie_as_projections_read_them() -> None:
         assert x.transpose(1, 2).is_contiguous()
 
 
-def test_a_second_derivative_is_refused() -> None:
-    query, key, value = leaves((1, 1, 3, 2), (1, 1, 3, 2), (1, 1, 3, 2))
-    out = ops.causal_products(query, key, value, torch.ones(1, 1, 3, 1).double())
-    (grad,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("masks", ["none", "packed", "left", "right"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("length", [1, 4, 7])
+def test_second_derivatives(length: int, tied: bool, masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all the gradients exact, in one product and in chunks, whose last one is not full."""
+    monkeypatch.setattr(causal_ops, "_SINGLE_PRODUCT", 4)
+    monkeypatch.setattr(causal_ops, "_chunk_length", lambda *_: 2)
+    query, key, value, scores = leaves(*[(2, 1, length, 2)] * 3, (2, 1, length, 3))
+    packed_padding = padding_mask(2, 3, 5, "right") if masks == "packed" else None
+    padding = padding_mask(2, length, 6, masks) if masks in ("left", "right") else None
+
+    def attend(*inputs: Tensor) -> Tensor:
+        query, scores, key, *rest = inputs
+        return ops.causal_luna_attention(
+            query,
+            key,
+            rest[0] if rest else key,
+            ops.CAUSAL_ACTIVATIONS["softplus"](scores),
+            packed_mask=ops.key_mask(packed_padding),
+            padding_mask=padding,
+        )[0]
+
+    inputs = (query, scores, key) if tied else (query, scores, key, value)
+    assert torch.autograd.gradgradcheck(attend, inputs, fast_mode=True)
+    once, again = (
+        torch.autograd.grad(attend(*inputs).square().sum(), inputs, create_graph=create) for create in (False, True)
+    )
+    for got, want in zip(again, once, strict=True):
+        assert_close(got, want, "first derivative", rel=1e-12)
 
 
 @pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1, 1], [2, 2, 2], [1, 2, 3], [3, 2, 1]], ids=str)

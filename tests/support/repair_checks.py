@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import threading
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List
@@ -32,11 +32,15 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.data.iterators import BufferedIterator
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model, fconv
 from fairseq.optim import AMPOptimizer
 from fairseq.optim.sgd import SGD
+from fairseq.search import DiverseBeamSearch
+from fairseq.sequence_generator import EnsembleModel, EnsembleModelWithAlignment
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.masked_lm import MaskedLMConfig
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
@@ -47,7 +51,7 @@ from torch.utils.data._utils import worker
 from luna_fairseq.compat import REPAIRS
 from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError
 from support.evil import Evil
-from support.models import make_dictionary, make_sentences
+from support.models import make_dictionary, make_model, make_sentences
 from support.running import write_indexed
 from support.trainers import make_sample, make_trainer, save, trained
 
@@ -461,6 +465,33 @@ def replace_aligned_words(folder: Path, patch: Patch) -> None:
     assert utils.replace_unk("a <unk>", "x y", [(0, 0), (1, 1)], {"y": "z"}, "<unk>") == "a z"
     with pytest.raises(ValueError, match="add --print-alignment"):
         utils.replace_unk("<unk>", "x y", [], {}, "<unk>")
+
+
+def replace_without_a_dictionary(folder: Path, patch: Patch) -> None:
+    parser = ArgumentParser()
+    gen_parser_from_dataclass(parser, GenerationConfig())
+    for line, want in (([], None), (["--replace-unk"], {}), (["--replace-unk", ""], {})):
+        assert utils.load_align_dict(parser.parse_args(line).replace_unk) == want
+
+
+def compute_attention_for_its_reader(folder: Path, patch: Patch) -> None:
+    model = make_model()
+    assert EnsembleModelWithAlignment([model]).models[0].decoder.need_attn
+    assert not EnsembleModel([model]).models[0].decoder.need_attn and not model.decoder.need_attn
+
+
+def find_sentences_of_diverse_beams(folder: Path, patch: Patch) -> None:
+    """Sentences 40 to 42, of which the second one leaves the batch, as numbers 0 to 2."""
+    found = []
+    for first in (0, 40):
+        diverse = DiverseBeamSearch(make_dictionary(), num_groups=2, diversity_strength=0.5)
+        torch.manual_seed(0)
+        numbers = torch.arange(first, first + 3)
+        for step, batch in enumerate((numbers, numbers, numbers[[0, 2]])):
+            scores, lprobs = torch.randn(len(batch), 4, step + 1), torch.randn(len(batch), 4, 50).log_softmax(-1)
+            found.append(diverse.step(step, lprobs, scores, None, batch))
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert all(map(torch.equal, one, other))
 
 
 # ending

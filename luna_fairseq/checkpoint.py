@@ -110,3 +110,31 @@ def check_tied_kv(
         raise CheckpointMismatch(f"the checkpoint has tied keys and values: {tie}")
     if "k_proj" in saved and "c_proj" in own:
         raise CheckpointMismatch(f"the checkpoint has untied keys and values: {untie}")
+
+
+def check_position_bias(state_dict: Dict[str, Any], model: Any) -> None:
+    """Say so if a checkpoint has a position bias where the model has none, or the other way round.
+
+    Args:
+        state_dict: of the checkpoint, with our names.
+        model: what it is loaded into.
+
+    Raises:
+        CheckpointMismatch: naming the option.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    own, saved = (
+        {name.split(".")[-2] for name in keys if name.endswith(".position_slope")} for keys in (names, state_dict)
+    )
+    if own == saved:
+        return
+    if not saved:
+        raise CheckpointMismatch("the checkpoint has no position bias: leave out --packed-position-bias")
+    where, options = "", "--packed-position-bias 1"
+    if any(".encoder_attn." in name for name in names):  # there are two places
+        place = "both" if len(saved) == 2 else "encoder" if "self_attn" in saved else "cross"
+        where = {"both": " in its encoder and its cross-attention", "encoder": " in its encoder alone"}.get(
+            place, " in its cross-attention alone"
+        )
+        options += f" --packed-position-bias-in {place}"
+    raise CheckpointMismatch(f"the checkpoint has a position bias{where}: give {options}")

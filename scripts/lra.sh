@@ -5,8 +5,8 @@
 #   lra.sh train CONFIG LAYERS [OPTIONS...]           Hydra options, such as optimization.max_update=100
 #   lra.sh test CONFIG LAYERS                         accuracy of the best checkpoint on the test set
 #   lra.sh table                                      what is finished, next to the paper's figures
-# CONFIG is one of configs/lra, LAYERS luna_16, luna_128, luna_256 or transformer. FOLDER holds the published files,
-# which text, retrieval and image need; listops and pathfinder are generated if there is none.
+# CONFIG is one of configs/lra, LAYERS luna_16, luna_16_bias, luna_128, luna_256 or transformer. FOLDER holds the
+# published files, which text, retrieval and image need; listops and pathfinder are generated if there is none.
 # Environment: OUT (lra-out), SMOKE=1 (a minute on a CPU), THREADS, TAG (a name for a run with other options).
 set -euo pipefail
 

@@ -82,6 +82,12 @@ def flat_encoder_config(without: Collection[str] = (), **defaults: Any) -> Any:
     return _flat_dataclass("FlatEncoderConfig", kept)
 
 
+POSITION_BIAS = (
+    "every row of P begins with a part of the sentence of its own: what the learned slopes of that bias on the pack "
+    "step's scores start from, one slope a head; 1 is a good start (default: 0, no bias, as published)"
+)
+
+
 @dataclass
 class LunaOptions(FairseqDataclass):
     """What every Luna model has beyond fairseq's options (published names)."""
@@ -97,6 +103,7 @@ class LunaOptions(FairseqDataclass):
         default=False,
         metadata={"help": "separate key and value matrices in pack and unpack (default: one for both)"},
     )
+    packed_position_bias: float = field(default=0.0, metadata={"help": POSITION_BIAS})
 
 
 @dataclass
@@ -117,6 +124,10 @@ class LunaConfig(LunaOptions, _FlatTransformerConfig):
     causal_activation: ChoiceEnum(list(CAUSAL_ACTIVATIONS)) = field(  # type: ignore[valid-type]
         default="softplus",
         metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
+    )
+    packed_position_bias_in: ChoiceEnum(["both", "encoder", "cross"]) = field(  # type: ignore[valid-type]
+        default="both",
+        metadata={"help": "where the position bias is: in the encoder, in the cross-attention (cross), or in both"},
     )
     word_dropout: float = field(default=0.0, metadata={"help": "probability of dropping a whole word from the input"})
 
@@ -170,6 +181,21 @@ def check_config(cfg: Any) -> None:
             f"--decoder-embed-dim {cfg.decoder_embed_dim}"
         )
     check_probabilities(cfg, "word_dropout")
+    check_position_bias_options(cfg)
+
+
+def check_position_bias_options(cfg: Any) -> None:
+    """Refuse slopes that no bias can start from, and a place without a bias.
+
+    Raises:
+        ValueError: with the option, its value, and what to change.
+    """
+    slope = cfg.packed_position_bias
+    if not 0.0 <= slope < float("inf"):
+        raise ValueError(f"--packed-position-bias is {slope}: it must be at least 0, and finite")
+    place = getattr(cfg, "packed_position_bias_in", "both")
+    if slope == 0.0 and place != "both":
+        raise ValueError(f"--packed-position-bias-in is {place} and there is no bias: add --packed-position-bias 1")
 
 
 def check_at_least(least: int, cfg: Any, *names: str) -> None:

@@ -16,10 +16,12 @@ from fairseq.models.transformer import Embedding, TransformerEncoderBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
-from luna_fairseq.checkpoint import check_shapes, check_tied_kv, translate_published_names
+from luna_fairseq.checkpoint import check_position_bias, check_shapes, check_tied_kv, translate_published_names
 from luna_fairseq.errors import CheckpointMismatch
 from luna_fairseq.models._config import (
+    POSITION_BIAS,
     check_at_least,
+    check_position_bias_options,
     check_probabilities,
     check_stack,
     flat_encoder_config,
@@ -70,6 +72,7 @@ class LRAConfig(_EncoderOptions):
     tie_kv: bool = field(
         default=False, metadata={"help": "one matrix for keys and values in pack and unpack (default: two)"}
     )
+    packed_position_bias: float = field(default=0.0, metadata={"help": POSITION_BIAS})
     tie_layer_weights: bool = field(default=False, metadata={"help": "one set of weights for all layers"})
     act_dropout: float = field(default=0.0, metadata={"help": "dropout probability after the activation in the FFN"})
     encoder_learned_pos: bool = field(
@@ -325,6 +328,7 @@ class LRAModel(BaseFairseqModel):
                     "checkpoint that belongs to it"
                 )
         check_tied_kv(state_dict, self, tie="add --tie-kv", untie="leave out --tie-kv")
+        check_position_bias(state_dict, self)
         sizes = {
             ("encoder.layernorm_embedding.weight", 0): "--encoder-embed-dim",
             ("encoder.embed_positions.weight", 0): "--max-positions (and the padding rows: 2)",
@@ -373,6 +377,12 @@ def _check_lra_config(args: Any, dictionary: Optional[Any]) -> None:
         )
     if args.use_p and args.layer_type != "luna":
         raise ValueError(f"--use-p needs --layer-type luna, not {args.layer_type}: others have no packed sequence")
+    check_position_bias_options(args)
+    if args.packed_position_bias and args.layer_type != "luna":
+        raise ValueError(
+            f"--packed-position-bias is {args.packed_position_bias:g} and needs --layer-type luna, not "
+            f"{args.layer_type}: others have no packed sequence"
+        )
     if args.input_type == "image" and args.quant_noise_scalar:
         raise ValueError(
             f"--quant-noise-scalar is {args.quant_noise_scalar}: fairseq cannot quantise the embedding of pixels; "

@@ -17,7 +17,7 @@ from fairseq.utils import make_positions
 from torch import Tensor, nn
 
 from luna_fairseq import ops
-from luna_fairseq.checkpoint import check_tied_kv, translate_published_names
+from luna_fairseq.checkpoint import check_position_bias, check_tied_kv, translate_published_names
 from luna_fairseq.models._config import LunaConfig, check_config, nested_config, register_architectures
 from luna_fairseq.modules import (
     CausalLunaAttention,
@@ -29,6 +29,7 @@ from luna_fairseq.modules import (
     WordDropout,
 )
 from luna_fairseq.modules.attention import IncrementalState
+from luna_fairseq.modules.layers import first_slope
 from luna_fairseq.modules.weights import LunaWeights, SourceAttention, average
 
 
@@ -67,6 +68,7 @@ class LunaEncoder(TransformerEncoderBase):
             module_name=self.__class__.__name__,
         )
         self.packed_layer_norm = LayerNorm(embed_dim) if cfg.encoder.normalize_before else None
+        self._placed_heads = cfg.encoder.projected_attention_heads if first_slope(cfg, "encoder") else 0
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         return _wrap_layer(LunaEncoderLayer(cfg), cfg)
@@ -111,9 +113,12 @@ class LunaEncoder(TransformerEncoderBase):
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
 
         mask, packed_mask = ops.key_mask(padding_mask), ops.key_mask(packed_padding_mask)
+        places: Optional[ops.RowPlaces] = None
+        if self._placed_heads:
+            places = ops.row_places(packed.size(1), self._placed_heads, x, mask, packed_mask)
         encoder_states = [x.transpose(0, 1)] if return_all_hiddens else []
         for layer in self.layers:
-            x, packed = layer(x, packed, mask, packed_mask)
+            x, packed = layer(x, packed, mask, packed_mask, places)
             if return_all_hiddens:
                 encoder_states.append(x.transpose(0, 1))
         if self.layer_norm is not None:
@@ -198,6 +203,7 @@ class LunaDecoder(TransformerDecoderBase):
         self.dropout_module = Dropout.like(self.dropout_module)
         self.word_dropout = WordDropout(cfg.word_dropout)
         self.need_attn = False
+        self._placed_heads = cfg.decoder.projected_attention_heads if first_slope(cfg, "cross") else 0
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         self._layers_to_build -= 1
@@ -297,6 +303,10 @@ class LunaDecoder(TransformerDecoderBase):
             if rows != x.size(0):
                 raise ValueError(f"{x.size(0)} targets for {rows} sources: give every source its target")
         encoder_mask, packed_mask = ops.key_mask(source_padding(encoder_out)), ops.key_mask(packed_padding)
+        places: Optional[ops.RowPlaces] = None
+        if self._placed_heads and new == prev_output_tokens.size(1):  # P packs the source at the first step alone
+            assert packed is not None and encoder_hidden is not None
+            places = ops.row_places(packed.size(1), self._placed_heads, encoder_hidden, encoder_mask, packed_mask)
 
         attn: List[Optional[Tensor]] = [None]
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
@@ -311,6 +321,7 @@ class LunaDecoder(TransformerDecoderBase):
                 incremental_state,
                 need_attn and index == alignment_layer,
                 not (need_attn or lost) and index == alignment_layer,
+                places,
             )
             inner_states.append(x.transpose(0, 1))
             if isinstance(layer_attn, LunaWeights):
@@ -378,6 +389,7 @@ class LunaModel(TransformerModelBase):
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         translate_published_names(state_dict)
         check_tied_kv(state_dict, self)
+        check_position_bias(state_dict, self)
         super().upgrade_state_dict_named(state_dict, name)
 
 

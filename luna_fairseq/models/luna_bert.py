@@ -11,10 +11,11 @@ from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
-from luna_fairseq.checkpoint import check_shapes, check_tied_kv, translate_published_names
+from luna_fairseq.checkpoint import check_position_bias, check_shapes, check_tied_kv, translate_published_names
 from luna_fairseq.models._config import (
     LunaOptions,
     check_at_least,
+    check_position_bias_options,
     check_probabilities,
     check_stack,
     flat_encoder_config,
@@ -221,6 +222,7 @@ class LunaBertModel(RobertaModel):
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         translate_published_names(state_dict)
         check_tied_kv(state_dict, self)
+        check_position_bias(state_dict, self)
         body = f"{name}." if name else ""
         body += "encoder.sentence_encoder."
         check_shapes(
@@ -306,6 +308,7 @@ def _check_bert_config(args: Any, task: Any) -> None:
     check_stack(args, "encoder")
     check_probabilities(args, "pooler_dropout")
     check_at_least(1, args, "max_positions")
+    check_position_bias_options(args)
     block = getattr(getattr(task, "cfg", None) or getattr(task, "args", None), "tokens_per_sample", None)
     if block is not None and block > args.max_positions:
         raise ValueError(

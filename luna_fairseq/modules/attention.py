@@ -141,33 +141,9 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         sentences = next(x.size(0) for x in now.values() if x is not None)
         before = int(rows_per_sentence)  # type: ignore[arg-type]
         kept, after = order.sentences(sentences, before)
-        now = _select(now, kept)
-        now.update(_select(sums, order.rows if order.changes(sentences * before) else None))
+        now = ops.select_rows(now, kept)
+        now.update(ops.select_rows(sums, order.rows if order.changes(sentences * before) else None))
         self._save(incremental_state, {**now, "rows_per_sentence": torch.tensor(after)})
-
-
-def _select(tensors: Dict[str, Optional[Tensor]], rows: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
-    """Those rows of each, or all of them; what is one tensor stays one."""
-    if rows is None:
-        return tensors
-    once = {id(x): x for x in tensors.values() if x is not None}
-    selected = {key: x.index_select(0, rows) for key, x in once.items()}
-    return {name: None if x is None else selected[id(x)] for name, x in tensors.items()}
-
-
-def _rows_per_sentence(batch: int, sentences: int) -> int:
-    """How many rows of the batch each sentence has.
-
-    Raises:
-        ValueError: if they are not equally many.
-    """
-    if batch == sentences:
-        return 1
-    if sentences == 0 or batch % sentences != 0:
-        raise ValueError(
-            f"{batch} rows cannot belong to {sentences} packed sequences: give each row its own, or each equally many"
-        )
-    return batch // sentences
 
 
 class LunaAttention(_LunaAttentionBase):
@@ -182,10 +158,15 @@ class LunaAttention(_LunaAttentionBase):
         bias: give every projection a bias.
         tie_kv: one matrix for the keys and values of the pack step, and one for those of the unpack step.
         q_noise, qn_block_size: quantisation noise on the projections (fairseq's ``--quant-noise-pq``).
+        position_bias: what the slopes of :mod:`luna_fairseq.ops.position_bias` start from, one learned slope for each
+            head of the pack step; 0 for none, as published.
 
     Raises:
         ValueError: if a number of heads does not divide ``embed_dim``.
     """
+
+    if TYPE_CHECKING:
+        position_slope: Optional[nn.Parameter]
 
     def __init__(
         self,
@@ -199,6 +180,7 @@ class LunaAttention(_LunaAttentionBase):
         tie_kv: bool = True,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
+        position_bias: float = 0.0,
     ) -> None:
         super().__init__(embed_dim, num_heads, dropout)
         self.num_packed_heads = num_heads if num_packed_heads is None else num_packed_heads
@@ -211,12 +193,20 @@ class LunaAttention(_LunaAttentionBase):
         else:
             in_dims.update(pk=context_dim, pv=context_dim, k=embed_dim, v=embed_dim)
         self._add_projections({**in_dims, "out": embed_dim}, bias, q_noise, qn_block_size)
+        slope = nn.Parameter(torch.full((self.num_packed_heads,), float(position_bias))) if position_bias else None
+        self.register_parameter("position_slope", slope)
 
     def _unseen_in_shapes(self) -> Dict[str, Any]:
         return {**super()._unseen_in_shapes(), "num_packed_heads": self.num_packed_heads}
 
     def pack(
-        self, packed: Tensor, context: Tensor, context_mask: Optional[Tensor], fold: bool = True
+        self,
+        packed: Tensor,
+        context: Tensor,
+        context_mask: Optional[Tensor],
+        packed_mask: Optional[Tensor] = None,
+        places: Optional[ops.RowPlaces] = None,
+        fold: bool = True,
     ) -> Tuple[Tensor, Callable[[], Tensor]]:
         """Pack: P reads the context.
 
@@ -224,28 +214,36 @@ class LunaAttention(_LunaAttentionBase):
             packed: P, ``[B, L, D]``.
             context: ``[B, M, D_context]``.
             context_mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
+            packed_mask: ``[B, 1, 1, L]`` likewise, or None; read with a position bias alone.
+            places: of the batch, from :func:`luna_fairseq.ops.row_places`; made here if there are none and it needs
+                them.
             fold: fold the projections of the context into P where that is less work without the weights.
 
         Returns:
             ``[B, L, D]``, before any output projection, and what computes the weights, ``[B, H', L, M]`` float32.
         """
         heads = self.num_packed_heads
+        bias: Optional[ops.PositionBias] = None
+        if self.position_slope is not None:
+            if places is None:
+                places = ops.row_places(packed.size(1), heads, context, context_mask, packed_mask)
+            bias = ops.PositionBias(self.position_slope, places)
         query = _split_heads(self.pq_proj(packed), heads)
         names = ("pc",) if self.tie_kv else ("pk", "pv")
         if fold and (folded := self._to_fold(context, packed.size(1), heads, 2, *names)):
             rate = self.dropout_module.rate
-            out = ops.folded_pack(query, context, folded[0], folded[-1], context_mask, rate)
+            out = ops.folded_pack(query, context, folded[0], folded[-1], context_mask, rate, bias)
             key_proj = self.pc_proj if self.tie_kv else self.pk_proj
             return _join_heads(out), lambda: ops.attention_weights(
-                query, _split_heads(key_proj(context), heads), context_mask
+                query, _split_heads(key_proj(context), heads), context_mask, bias
             )
         if self.tie_kv:
             key = value = _split_heads(self.pc_proj(context), heads)
         else:
             key = _split_heads(self.pk_proj(context), heads)
             value = _split_heads(self.pv_proj(context), heads)
-        out = ops.attend(query, key, value, context_mask, self.dropout_module.rate)
-        return _join_heads(out), partial(ops.attention_weights, query, key, context_mask)
+        out = ops.attend(query, key, value, context_mask, self.dropout_module.rate, bias)
+        return _join_heads(out), partial(ops.attention_weights, query, key, context_mask, bias)
 
     def forward(
         self,
@@ -257,6 +255,7 @@ class LunaAttention(_LunaAttentionBase):
         incremental_state: Optional[IncrementalState] = None,
         need_weights: bool = False,
         weights_later: bool = False,
+        places: Optional[ops.RowPlaces] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Union[Tensor, LunaWeights, None]]:
         """Pack, then unpack.
 
@@ -274,6 +273,7 @@ class LunaAttention(_LunaAttentionBase):
             need_weights: return the effective attention map; with an ``incremental_state``, ask from the
                 first call on.
             weights_later: return what computes the map when it is wanted; not with an ``incremental_state``.
+            places: where P looks, for a position bias; see :meth:`pack`.
 
         Returns:
             Y_X ``[B, N, D]``; Y_P ``[S, L, D]`` before any output projection, or None when it was not
@@ -291,7 +291,7 @@ class LunaAttention(_LunaAttentionBase):
             packed_out = pack = None
         else:
             assert packed is not None and context is not None
-            packed_out, pack = self.pack(packed, context, context_mask, fold=not need_weights)
+            packed_out, pack = self.pack(packed, context, context_mask, packed_mask, places, not need_weights)
             pack_weights = pack() if need_weights else None
             pack = pack if weights_later else None  # it holds keys
             if self.tie_kv:
@@ -301,7 +301,7 @@ class LunaAttention(_LunaAttentionBase):
                 value = _split_heads(self.v_proj(packed_out), self.num_heads)
         assert key is not None and value is not None
         batch, length, _ = query.shape
-        rows = _rows_per_sentence(batch, key.size(0))
+        rows = ops.rows_per_sentence(batch, key.size(0))
         if not saved:
             saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
             self._save(incremental_state, {**saving, "rows_per_sentence": torch.tensor(rows)})
@@ -418,7 +418,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             key = _split_heads(self.k_proj(query), self.num_heads)
             value = _split_heads(self.v_proj(query), self.num_heads)
         batch, length, _ = query.shape
-        rows = _rows_per_sentence(batch, packed_query.size(0))
+        rows = ops.rows_per_sentence(batch, packed_query.size(0))
         # All rows of a sentence side by side.
         context = query.reshape(packed_query.size(0), rows * length, self.embed_dim)
         if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):

@@ -10,9 +10,20 @@ from fairseq.modules import LayerNorm
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
+from luna_fairseq import ops
 from luna_fairseq.modules.attention import CausalLunaAttention, IncrementalState, LunaAttention
 from luna_fairseq.modules.dropout import Dropout
 from luna_fairseq.modules.weights import LunaWeights
+
+
+def first_slope(cfg: Any, place: str) -> float:
+    """What the slopes of a position bias start from; 0 if there is none.
+
+    Args:
+        cfg: a ``TransformerConfig`` that also holds Luna's options.
+        place: ``encoder`` or ``cross``.
+    """
+    return cfg.packed_position_bias if getattr(cfg, "packed_position_bias_in", "both") in ("both", place) else 0.0
 
 
 class _LunaLayerMixin:
@@ -64,6 +75,7 @@ class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):
             tie_kv=not cfg.untie_luna_kv,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
+            position_bias=first_slope(cfg, "encoder"),
         )
 
     def packed_parameters(self) -> List[nn.Parameter]:
@@ -77,6 +89,7 @@ class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):
         packed: Tensor,
         mask: Optional[Tensor] = None,
         packed_mask: Optional[Tensor] = None,
+        places: Optional[ops.RowPlaces] = None,
     ) -> Tuple[Tensor, Tensor]:
         """One layer.
 
@@ -84,13 +97,14 @@ class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):
             x: ``[B, N, D]``.
             packed: P, ``[B, L, D]``.
             mask, packed_mask: from :func:`luna_fairseq.ops.key_mask`, made once per batch, or None.
+            places: where P looks, for a position bias; made once per batch likewise, or None.
 
         Returns:
             x and P for the next layer, in the same shapes.
         """
         query = self._before(self.self_attn_layer_norm, x)
         y, y_packed, _ = self.self_attn(
-            query, self._before(self.packed_attn_layer_norm, packed), query, mask, packed_mask
+            query, self._before(self.packed_attn_layer_norm, packed), query, mask, packed_mask, places=places
         )
         x = self._after(self.self_attn_layer_norm, x, y)
         packed = self._after(self.packed_attn_layer_norm, packed, y_packed)
@@ -139,6 +153,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             tie_kv=not cfg.untie_luna_kv,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
+            position_bias=first_slope(cfg, "cross"),
         )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -160,6 +175,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
         incremental_state: Optional[IncrementalState] = None,
         need_attn: bool = False,
         attn_later: bool = False,
+        places: Optional[ops.RowPlaces] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Union[Tensor, LunaWeights, None]]:
         """One layer.
 
@@ -173,6 +189,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             incremental_state: fairseq's decoding state, or None.
             need_attn: return the attention over the source.
             attn_later: return what computes it when it is wanted; not with an ``incremental_state``.
+            places: where P looks in the source, for a position bias; or None.
 
         Returns:
             x; P for the next layer (None in the last layer and after the first decoding step); and, if asked for,
@@ -195,6 +212,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             incremental_state,
             need_attn,
             attn_later,
+            places,
         )
         x = self._after(self.encoder_attn_layer_norm, x, y)
         if self.last or y_packed is None:

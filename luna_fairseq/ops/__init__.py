@@ -11,7 +11,7 @@ Dimension letters, used in every docstring of this package (see README.md beside
 The fast forms are exported here; their slow references live in :mod:`luna_fairseq.ops.naive`.
 """
 
-from luna_fairseq.ops.beams import RowOrder
+from luna_fairseq.ops.beams import RowOrder, rows_per_sentence, select_rows
 from luna_fairseq.ops.causal import (
     CAUSAL_ACTIVATIONS,
     CausalState,
@@ -21,14 +21,18 @@ from luna_fairseq.ops.causal import (
 )
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.folded import Projection, folded_pack, folded_scores, folded_unpack, folding_pays
+from luna_fairseq.ops.position_bias import PositionBias, RowPlaces, add_position_bias, row_places
 from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
 
 __all__ = [
     "CAUSAL_ACTIVATIONS",
     "CausalState",
+    "PositionBias",
     "Projection",
     "RowOrder",
+    "RowPlaces",
     "add_dropout",
+    "add_position_bias",
     "attend",
     "attention_weights",
     "causal_luna_attention",
@@ -39,4 +43,7 @@ __all__ = [
     "folded_unpack",
     "folding_pays",
     "key_mask",
+    "row_places",
+    "rows_per_sentence",
+    "select_rows",
 ]

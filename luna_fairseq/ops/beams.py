@@ -56,3 +56,27 @@ def _sentences(order: Tensor, before: int, rows_per_sentence: int) -> Tuple[Opti
     if counts.numel() == 0 or not torch.equal(counts, counts[:1].expand_as(counts)):
         return sentence, 1
     return (kept if _changes(kept, before) else None), int(counts[0])
+
+
+def select_rows(tensors: Dict[str, Optional[Tensor]], rows: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+    """Those rows of each, or all of them; what is one tensor stays one."""
+    if rows is None:
+        return tensors
+    once = {id(x): x for x in tensors.values() if x is not None}
+    selected = {key: x.index_select(0, rows) for key, x in once.items()}
+    return {name: None if x is None else selected[id(x)] for name, x in tensors.items()}
+
+
+def rows_per_sentence(batch: int, sentences: int) -> int:
+    """How many rows of the batch each sentence has.
+
+    Raises:
+        ValueError: if they are not equally many.
+    """
+    if batch == sentences:
+        return 1
+    if sentences == 0 or batch % sentences != 0:
+        raise ValueError(
+            f"{batch} rows cannot belong to {sentences} packed sequences: give each row its own, or each equally many"
+        )
+    return batch // sentences

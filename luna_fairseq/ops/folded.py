@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from luna_fairseq.ops.dropout import add_dropout
+from luna_fairseq.ops.position_bias import PositionBias, add_position_bias
+from luna_fairseq.ops.softmax import full_precision_on_cpu
 
 # Weight [H * K, D] and bias [H * K] or None, as of nn.Linear.
 Projection = Tuple[Tensor, Optional[Tensor]]
@@ -28,12 +30,7 @@ def folding_pays(x: Tensor, dim: int, rows: int, heads: int, saved: int, taken: 
         taken: how many with an H L x D' matrix of its own sentence take their place.
     """
     # In half precision a score would be rounded before its softmax; on a GPU this was never measured.
-    if (
-        x.numel() == 0
-        or x.device.type != "cpu"
-        or x.dtype not in (torch.float32, torch.float64)
-        or torch.is_autocast_enabled("cpu")
-    ):
+    if x.numel() == 0 or not full_precision_on_cpu(x):
         return False
     _, positions, width = x.shape
     # In products of N x D' with D' x D: those saved and the scores; those taken and the folding, which counts twice
@@ -115,6 +112,7 @@ def folded_pack(
     value: Projection,
     mask: Optional[Tensor],
     dropout_p: float,
+    position_bias: Optional[PositionBias] = None,
 ) -> Tensor:
     """Rows attend to x: ``softmax(q . key(x) / sqrt(K)) value(x)``.
 
@@ -124,6 +122,7 @@ def folded_pack(
         key, value: the projections of x.
         mask: ``[B, 1, 1, M]`` from :func:`luna_fairseq.ops.key_mask`, or None.
         dropout_p: probability of dropping an attention weight.
+        position_bias: added to the scores, or None.
 
     Returns:
         ``[B, H, L, K]``.
@@ -137,6 +136,8 @@ def folded_pack(
     else:  # the same for every position: of no effect, but the parameter keeps its (zero) gradient
         constant = query @ bias.view(heads, dim, 1)
         scores = torch.baddbmm(constant.flatten(1, 2), folded, x.mT)
+    if position_bias is not None:
+        scores = add_position_bias(scores, position_bias)
     if mask is not None:
         scores = scores.masked_fill(~mask.squeeze(1), float("-inf"))
     weights = add_dropout(None, torch.softmax(scores, dim=-1), dropout_p)

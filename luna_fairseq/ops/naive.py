@@ -11,25 +11,58 @@ import torch
 from torch import Tensor
 
 
-def naive_attention(query: Tensor, key: Tensor, value: Tensor, padding: Optional[Tensor] = None) -> Tensor:
+def naive_attention(
+    query: Tensor, key: Tensor, value: Tensor, padding: Optional[Tensor] = None, bias: Optional[Tensor] = None
+) -> Tensor:
     """Softmax attention (section 3.1), used by pack (query from P) and by unpack (query from x).
 
     Args:
         query: ``[N, K]``.
         key, value: ``[M, K]``.
         padding: ``[M]`` bool, True = padding, or None.
+        bias: ``[N, M]``, added to the scores, or None.
 
     Returns:
         ``[N, K]``.
     """
     rows = []
-    for q in query:
+    for number, q in enumerate(query):
         scores = torch.stack([q @ k / math.sqrt(q.numel()) for k in key])
+        if bias is not None:
+            scores = scores + bias[number]
         if padding is not None:
             scores = scores.masked_fill(padding, float("-inf"))
         weights = torch.softmax(scores, dim=0)
         rows.append(torch.stack([w * v for w, v in zip(weights, value, strict=True)]).sum(dim=0))
     return torch.stack(rows)
+
+
+def naive_position_bias(slope: Tensor, head: int, heads: int, rows: int, padding: Tensor) -> Tensor:
+    """The bias of the pack step towards a row's own part of the sentence (not in the paper).
+
+    Args:
+        slope: of this head, no dimensions.
+        head, heads: its number, counted from 0, and how many there are.
+        rows: of this sentence's P, ``min(l, words)`` unless all l are used.
+        padding: ``[M]`` bool, True = padding.
+
+    Returns:
+        ``[rows, M]``; 0 at padding.
+    """
+    words = int((~padding).sum())
+    width = words / rows
+    unit = max(1.0, width / heads)
+    bias = []
+    for row in range(rows):
+        centre = (row + (head + 0.5) / heads) * width - 0.5
+        word = 0
+        for is_padding in padding.tolist():
+            if is_padding:
+                bias.append(0.0 * slope)
+            else:
+                bias.append(-slope * ((word - centre) / unit) ** 2)
+                word += 1
+    return torch.stack(bias).view(rows, -1)
 
 
 def naive_causal_luna(

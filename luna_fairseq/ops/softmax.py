@@ -7,6 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luna_fairseq.ops.biased import biased_attention
+from luna_fairseq.ops.dropout import add_dropout
+from luna_fairseq.ops.position_bias import PositionBias, add_position_bias, position_bias_tensor
+
+
+def full_precision_on_cpu(x: Tensor) -> bool:
+    """Whether what is computed from ``x`` is in float32 or float64, and on a CPU."""
+    full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return full and x.device.type == "cpu"
+
 
 def key_mask(padding_mask: Optional[Tensor]) -> Optional[Tensor]:
     """Turn a padding mask into the mask that attention wants.
@@ -32,8 +42,9 @@ def attend(
     value: Tensor,
     mask: Optional[Tensor] = None,
     dropout_p: float = 0.0,
+    bias: Optional[PositionBias] = None,
 ) -> Tensor:
-    """Softmax attention, scaled by ``1 / sqrt(K)``, without keeping the weights.
+    """Softmax attention, scaled by ``1 / sqrt(K)``, without keeping the weights (but with dropout on a CPU).
 
     PyTorch computes it by the fastest kernel that fits. Most have no second derivative; the one that
     ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` chooses has.
@@ -43,16 +54,32 @@ def attend(
         key, value: ``[B, H, M, K]``.
         mask: from :func:`key_mask`, or None.
         dropout_p: probability of dropping an attention weight.
+        bias: of the pack step, where the queries are rows of P; or None.
 
     Returns:
         ``[B, H, N, K]``.
     """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+    if bias is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+    if not full_precision_on_cpu(query):  # a score would be rounded before its softmax
+        added = position_bias_tensor(bias, query.dtype)
+        added = added if mask is None else added.masked_fill(~mask, float("-inf"))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout_p)
+    if dropout_p == 0.0:
+        return biased_attention(query, key, value, mask, bias)
+    scores = add_position_bias((query * query.size(-1) ** -0.5) @ key.mT, bias)
+    if mask is not None:
+        scores.masked_fill_(~mask, float("-inf"))
+    return add_dropout(None, torch.softmax(scores, dim=-1), dropout_p) @ value
 
 
-def attention_weights(query: Tensor, key: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+def attention_weights(
+    query: Tensor, key: Tensor, mask: Optional[Tensor] = None, bias: Optional[PositionBias] = None
+) -> Tensor:
     """The weights that :func:`attend` applies, before dropout: ``[B, H, N, M]`` float32, rows sum to 1."""
     scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.size(-1))
+    if bias is not None:
+        scores = add_position_bias(scores, bias)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(scores, dim=-1)

@@ -22,6 +22,7 @@ class Published(NamedTuple):
 PAPER = {  # section 4.1, table 2; by our names of the layers
     "transformer": Published("Transformer", "37.11 65.21 79.14 42.94 71.83 59.24"),
     "luna_16": Published("Luna-16", "37.43 65.74 79.38 46.39 78.36 61.46"),
+    "luna_16_bias": Published("Luna-16 with a position bias", "- - - - - -"),  # not in the paper
     "luna_128": Published("Luna-128", "38.01 65.74 79.55 47.47 78.89 61.93"),
     "luna_256": Published("Luna-256", "37.98 65.78 79.56 47.86 78.55 61.95"),
 }

@@ -76,7 +76,7 @@ def wikitext_table(results: Sequence[Dict[str, Any]], logs: Dict[str, str], smok
     """
     names = ["WikiText-2, then SST-2", "validation perplexity", "parameters", "SST-2 dev", "SST-2 dev, from scratch"]
     lines = [header(names)]
-    for name in ("luna_tied_32", "luna_untied_32", "roberta"):
+    for name in ("luna_tied_32", "luna_tied_32_bias", "luna_untied_32", "luna_untied_32_bias", "roberta"):
         log, config = logs.get(name, ""), f"sst2_small_{name}"
         found = [figure(value, name in smoke) for value in perplexities(log)]
         perplexity = [NOT_RUN, *found][-1]

@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, List, Tuple
 
+from scripts.bench.layers import BIASED
 from scripts.bench.sizes import SIZES, TRANSLATION
 from scripts.bench.tables import ratio, table
 
@@ -25,6 +26,12 @@ TARGETS: List[Tuple[str, Dict[str, Any], Dict[str, Any], Dict[int, float]]] = [
         {"layer": "causal Luna", "l": 32, "backward": True},
         {"layer": "transcription"},
         {512: 12, 1024: 12, 2048: 12},
+    ),
+    (
+        "attention",
+        {"layer": BIASED, "l": 32, "backward": True},
+        {"layer": "Luna"},
+        {128: 0.95, 512: 0.95, 2048: 0.95, 16384: 0.95},
     ),
     *(
         ("training", {"arch": arch}, {"arch": "transformer_wmt_en_de"}, {32: 0.85, 1024: 1.2, 4096: 3})

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from scripts.bench.checks import checked
-from scripts.bench.layers import build_layer, layers
+from scripts.bench.layers import BIASED, build_layer, layers
 from scripts.bench.measuring import allocated_bytes, interleaved
 from scripts.bench.rows import finished
 from scripts.bench.sizes import DTYPES
@@ -47,7 +47,7 @@ def measure_attention(args: argparse.Namespace) -> List[Dict[str, Any]]:
     rows = []
     for length in args.lengths:
         for backward in (True, False):
-            compared = layers(args, length)
+            compared = [*layers(args, length), *((BIASED, size) for size in args.projection_lengths)]
             steps = {f"{kind} {size}": layer_step(kind, size, length, backward, args) for kind, size in compared}
             seconds = interleaved(steps, args.rounds, args.device)
             for kind, size in compared:

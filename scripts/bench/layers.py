@@ -40,15 +40,20 @@ class SelfAttention(nn.Module):
     Args:
         dim: D.
         heads: H.
+        position_bias: what the slopes of a position bias start from; 0 for none.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, position_bias: float = 0.0) -> None:
         super().__init__()
-        self.attention = LunaAttention(dim, heads)
+        self.attention = LunaAttention(dim, heads, position_bias=position_bias)
 
     def forward(self, x: Tensor, packed: Tensor) -> Tensor:
         """``[B, N, D]`` and ``[B, L, D]`` -> ``[B, N, D]``."""
         return self.attention(x, packed, x)[0]
+
+
+# Luna with a position bias in the pack step, which is compared with Luna alone.
+BIASED = "Luna with bias"
 
 
 def layers(args: argparse.Namespace, length: int) -> List[Tuple[str, int]]:
@@ -66,8 +71,8 @@ def build_layer(kind: str, args: argparse.Namespace) -> nn.Module:
     layer: nn.Module
     if kind.endswith("softmax"):
         layer = SoftmaxAttention(kind.startswith("causal"), args.dim, args.heads)
-    elif kind == "Luna":
-        layer = SelfAttention(args.dim, args.heads)
+    elif kind in ("Luna", BIASED):
+        layer = SelfAttention(args.dim, args.heads, position_bias=1.0 if kind == BIASED else 0.0)
     else:
         layer = (CausalLunaAttention if kind == "causal Luna" else Transcription)(args.dim, args.heads)
     return layer.to(args.device, DTYPES[args.dtype])

@@ -27,6 +27,7 @@ from scripts.bench.measuring import in_own_process, interleaved, keep_memory, ma
 LENGTHS = (1000, 2000, 3000, 4000)
 # Luna-256 at 4,000 bytes, relative to the Transformer: updates per second, memory; paper, section 4.1.
 PAPER = (4.9, 0.16)
+BIAS = "+bias"
 
 
 def byte_dictionary() -> Dictionary:
@@ -42,14 +43,17 @@ def build(name: str, device: torch.device) -> Tuple[Any, Any]:
     """A model of the imdb architecture and its optimizer.
 
     Args:
-        name: ``Transformer``, or ``Luna-`` and its projection length.
+        name: ``Transformer``, or ``Luna-`` and its projection length, with a position bias if ``+bias`` follows.
         device: where it trains.
     """
     torch.manual_seed(1)
     task = SimpleNamespace(source_dictionary=byte_dictionary())
-    kind, _, length = name.partition("-")
+    kind, _, length = name.removesuffix(BIAS).partition("-")
     arch = f"{kind.lower()}_lra_imdb"
-    config = MODEL_DATACLASS_REGISTRY[arch](**({"encoder_projection_length": int(length)} if length else {}))
+    options: Dict[str, Any] = {"encoder_projection_length": int(length)} if length else {}
+    if name.endswith(BIAS):
+        options["packed_position_bias"] = 1.0
+    config = MODEL_DATACLASS_REGISTRY[arch](**options)
     model = MODEL_REGISTRY[arch].build_model(config, task).to(device).train()
     return model, torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-5)
 
@@ -90,7 +94,8 @@ def memory(name: str, length: int, args: argparse.Namespace, device: torch.devic
 
 def measure(args: argparse.Namespace, device: torch.device) -> Dict[str, Dict[int, Tuple[float, float]]]:
     """Updates per second and GiB for each model and length."""
-    names = ["Transformer", *(f"Luna-{length}" for length in args.projection_lengths)]
+    lunas = [f"Luna-{length}" for length in args.projection_lengths]
+    names = ["Transformer", *lunas, *(name + BIAS for name in lunas if args.bias)]
     found: Dict[str, Dict[int, Tuple[float, float]]] = {name: {} for name in names}
     for length in args.lengths:
         by_name = speeds(names, length, args, device)
@@ -128,6 +133,9 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--projection-lengths", type=int, nargs="+", default=[16, 128, 256])
+    parser.add_argument(
+        "--bias", action="store_true", help="also Luna with a position bias (--packed-position-bias 1)"
+    )
     parser.add_argument("--updates", type=int, default=2, help="of each model in a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

@@ -7,6 +7,7 @@ from typing import Any, Dict, List
 from scripts.bench.aims import targets
 from scripts.bench.decoding import BEAM
 from scripts.bench.growth import GROWTH_ROUNDS
+from scripts.bench.layers import BIASED
 from scripts.bench.parts import PARTS
 from scripts.bench.tables import ratio, table
 
@@ -18,7 +19,7 @@ def attention_tables(found: Dict[str, Any]) -> List[str]:
     sizes = found["sizes"]
     batch = f"d = {sizes['dim']}, {sizes['heads']} heads, {sizes['tokens']:,} tokens a batch"
     for backward in sorted({row["backward"] for row in rows}, reverse=True):
-        ours = [row for row in rows if row["backward"] == backward and "Luna" in row["layer"]]
+        ours = [row for row in rows if row["backward"] == backward and row["layer"] in ("Luna", "causal Luna")]
         names = list(dict.fromkeys((row["layer"], row["l"]) for row in ours))
         lines = []
         for length in dict.fromkeys(row["length"] for row in ours):
@@ -39,6 +40,15 @@ def attention_tables(found: Dict[str, Any]) -> List[str]:
             wanted = " (wanted for l = 32: at most 0.1x of its memory)" if backward else ""
             parts.append(f"The causal layer, {passes}, next to a plain transcription of the formulas{wanted}.\n")
             parts.append(table(["length", "l", "speed, memory"], lines))
+        biased = [row for row in rows if row["backward"] == backward and row["layer"] == BIASED]
+        if biased:
+            names = list(dict.fromkeys(row["l"] for row in biased))
+            lines = []
+            for length in dict.fromkeys(row["length"] for row in biased):
+                here = {row["l"]: row for row in biased if row["length"] == length}
+                lines.append([f"{length:,}", *(ratio(rows, here[size], layer="Luna") for size in names)])
+            parts.append(f"Luna with a position bias, {passes}, next to Luna without (wanted: 0.95x, 1.10x).\n")
+            parts.append(table(["length", *(f"l = {size}" for size in names)], lines))
     return parts
 
 

@@ -43,13 +43,21 @@ def transcribed_causal(layer: CausalLunaAttention, x: Tensor, packed: Tensor, bl
     return layer.out_proj(_join(torch.cat(outs, dim=2)))
 
 
+def position_bias(slope: Tensor, rows: int, words: int) -> Tensor:
+    """The bias of a pack step as its formula is written (luna_fairseq/ops/position_bias.py), ``[H, L, M]``."""
+    heads = slope.numel()
+    head, row, word = (torch.arange(n, device=slope.device, dtype=slope.dtype) for n in (heads, rows, words))
+    centre = (row[:, None] + (head[:, None, None] + 0.5) / heads) * (words / rows) - 0.5
+    return -slope[:, None, None] * ((word - centre) / max(1.0, words / rows / heads)) ** 2
+
+
 def transcribed(layer: LunaAttention, x: Tensor, packed: Tensor, context: Tensor) -> Tensor:
     """Luna attention (paper, section 3.1) of sentences without padding, with its weights as they are written."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return torch.softmax(query @ key.mT / math.sqrt(query.size(-1)), dim=-1) @ value
+    def attend(query: Tensor, key: Tensor, value: Tensor, bias: Any = 0.0) -> Tensor:
+        return torch.softmax(query @ key.mT / math.sqrt(query.size(-1)) + bias, dim=-1) @ value
 
-    heads, packed_heads = layer.num_heads, layer.num_packed_heads
+    heads, packed_heads, slope = layer.num_heads, layer.num_packed_heads, layer.position_slope
     pk, pv, k, v = (
         (layer.pc_proj, layer.pc_proj, layer.c_proj, layer.c_proj)
         if layer.tie_kv
@@ -60,6 +68,7 @@ def transcribed(layer: LunaAttention, x: Tensor, packed: Tensor, context: Tensor
             _heads(layer.pq_proj(packed), packed_heads),
             _heads(pk(context), packed_heads),
             _heads(pv(context), packed_heads),
+            0.0 if slope is None else position_bias(slope, packed.size(1), context.size(1)),
         )
     )
     return layer.out_proj(_join(attend(_heads(layer.q_proj(x), heads), _heads(k(y), heads), _heads(v(y), heads))))

@@ -211,6 +211,25 @@ def test_attention_map(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     assert said == "luna-fairseq attention: --layer is 7 and the decoder has 2 layers: take 0 to 1, or -1\n"
 
 
+def test_a_model_with_a_position_bias(corpus: Corpus, tmp_path: Path) -> None:
+    """It trains, goes on, translates and shows what it looks at; its slopes learn."""
+    bias = ["--packed-position-bias", 1, "--packed-position-bias-in", "cross"]
+    for updates in (2, 4):
+        train(corpus, tmp_path, *bias, "--max-update", updates)
+    state = torch.load(tmp_path / "checkpoint_last.pt")["model"]
+    slopes = {name: value for name, value in state.items() if name.endswith("position_slope")}
+    assert set(slopes) == {f"decoder.layers.{number}.encoder_attn.position_slope" for number in (0, 1)}
+    assert all(((value - 1).abs() > 1e-4).all() for value in slopes.values())
+    assert "H-0" in generate(corpus, tmp_path / "checkpoint_last.pt", "--beam", 2, "--print-alignment")
+    usual = dict(data_name_or_path=str(corpus.data), bpe="sentencepiece", sentencepiece_model=str(corpus.spm))
+    hub = LunaModel.from_pretrained(str(tmp_path), "checkpoint_last.pt", **usual)
+    found = attention_map(hub, "the old cat")
+    printed = hub.generate([hub.encode("the old cat")], print_alignment="soft")[0][0]["attention"]
+    torch.testing.assert_close(found.heads.mean(dim=0), printed.T, atol=1e-5, rtol=1e-4)
+    said = train(corpus, tmp_path, "--max-update", 5, code=-1)
+    assert "the checkpoint has a position bias in its cross-attention alone: give --packed-position-bias 1" in said
+
+
 def test_replace_unknown_words_by_the_aligned_source_word(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     """Some words made unknown by a negative penalty; the word each attends to most stands in its place."""
     raw = tmp_path / "raw"  # fairseq replaces words only in raw text

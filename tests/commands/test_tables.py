@@ -140,11 +140,14 @@ def test_masked_lm_paper_table() -> None:
 def test_masked_lm_wikitext_table() -> None:
     results = [
         _result("sst2_small_luna_tied_32", "wikitext2_luna_tied_32", 79.7),
+        _result("sst2_small_luna_tied_32_bias", "wikitext2_luna_tied_32_bias", 79.8),
         _result("sst2_small_roberta", "scratch", 79.9),
     ]
     assert masked_lm.wikitext_table(results, {"luna_tied_32": TRAIN_LOG})[1:] == [
         "| luna_tied_32 | 6.76 | 4,967,424 | 79.7 | not run |",
+        "| luna_tied_32_bias | not run |  | 79.8 | not run |",
         "| luna_untied_32 | not run |  | not run | not run |",
+        "| luna_untied_32_bias | not run |  | not run | not run |",
         "| roberta | not run |  | not run | 79.9 |",
     ]
 

@@ -86,6 +86,38 @@ def test_a_flag_turns_its_option_on_whatever_the_architecture(arch: str, flag: s
     assert vars(_parsed(arch, flag))[flag[2:].replace("-", "_")] is True
 
 
+BIASED = [path for path in PRIMARY if path.stem.endswith("_bias")]
+
+
+@pytest.mark.parametrize("path", BIASED, ids=lambda path: path.stem)
+def test_a_config_with_a_position_bias_is_the_one_beside_it_but_for_that(path: Path) -> None:
+    cfg, beside = _compose(path), _compose(path.with_stem(path.stem.removesuffix("_bias")))
+    assert (cfg.model.pop("packed_position_bias"), beside.model.pop("packed_position_bias")) == (1, 0)
+    assert cfg == beside
+
+
+def test_layers_with_a_position_bias_are_the_others_but_for_that() -> None:
+    path = ROOT / "configs" / "lra" / "listops_small.yaml"
+    cfg, beside = _compose(path, "layers=luna_16_bias"), _compose(path)
+    assert (cfg.model.pop("packed_position_bias"), beside.model.pop("packed_position_bias")) == (1, 0)
+    assert cfg == beside and len(BIASED) == 8
+
+
+@pytest.mark.parametrize(
+    "arch", ["luna", "luna_base_untied", "luna_bert", "luna_base_2048", "lra", "luna_lra_listop"]
+)
+def test_the_position_bias_is_off_unless_asked_for(arch: str) -> None:
+    given = _from_command_line(arch, "--packed-position-bias", "0.5")
+    assert given.pop("packed_position_bias") == 0.5
+    default = _from_command_line(arch)
+    assert default.pop("packed_position_bias") == 0.0 and default == given
+    if arch.startswith("luna") and "packed_position_bias_in" in given:
+        place = _from_command_line(arch, "--packed-position-bias-in", "cross")["packed_position_bias_in"]
+        assert (given["packed_position_bias_in"], place) == ("both", "cross")
+    else:
+        assert "bert" in arch or "2048" in arch or "lra" in arch
+
+
 def test_optimizer_and_schedule_have_the_same_defaults_on_both_command_lines() -> None:
     parser = options.get_training_parser()
     flags = ["/data", "--arch", "luna", "--optimizer", "apollo", "--lr-scheduler", "milestone", "--lr", "0.1"]

@@ -37,12 +37,14 @@ NAMES: List[str] = sorted(name for name, model in ARCH_MODEL_REGISTRY.items() if
 
 
 def _build(name: str) -> Any:
-    """A tiny model of the class of an architecture."""
+    """A tiny model of the class of an architecture, with a position bias if ``+bias`` follows its name."""
     torch.manual_seed(1)
+    name, _, bias = name.partition("+")
     dictionary = make_dictionary()
     dictionary.add_symbol(CLS)
     model = ARCH_MODEL_REGISTRY[name]
-    config = next(make for family, make in FAMILIES.items() if issubclass(model, family))()
+    make = next(make for family, make in FAMILIES.items() if issubclass(model, family))
+    config = make(packed_position_bias=1.0 if bias else 0.0)
     return model.build_model(config, make_task(dictionary)).eval()
 
 
@@ -128,7 +130,9 @@ _LENGTHS: Dict[str, List[Any]] = {
 
 @pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("kind", _LENGTHS)
-@pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "lra"])
+@pytest.mark.parametrize(
+    "name", ["luna", "luna_base_untied", "luna_bert", "lra", "luna+bias", "luna_bert+bias", "lra+bias"]
+)
 def test_traced_models_are_right_at_other_lengths(name: str, kind: str, first: int) -> None:
     model = _Outputs(_build(name))
 
@@ -146,7 +150,7 @@ def test_traced_models_are_right_at_other_lengths(name: str, kind: str, first: i
             assert_close(traced(*batch(lengths)), model(*batch(lengths)), f"lengths {lengths}")
 
 
-@pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "lra"])
+@pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "lra", "luna+bias", "lra+bias"])
 def test_a_gradient_penalty_has_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of plain products, which PyTorch differentiates by itself."""
     model = _Outputs(_build(name).double().train())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from luna_fairseq import ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
+from luna_fairseq.ops.naive import naive_position_bias
 from scripts.bench.layers import SelfAttention, SoftmaxAttention
 from scripts.bench.measuring import allocated_bytes
 from support.models import assert_close
@@ -200,6 +201,18 @@ def test_effective_map_turns_context_into_output(heads: Tuple[int, int]) -> None
     assert weights.shape == (heads[0], 2, 7, 9)
     assert_close(weights.sum(-1), torch.ones(heads[0], 2, 7), "row sums")
     assert (weights.masked_select(padding[None, :, None, :]) == 0).all()
+
+
+def test_the_map_shows_a_position_bias() -> None:
+    """With one row and queries of 0, nothing else decides what is looked at."""
+    attention = LunaAttention(16, 4, position_bias=2.0).double()
+    for parameter in attention.pq_proj.parameters():
+        parameter.data.zero_()
+    query, packed, context = leaves((2, 7, 16), (2, 1, 16), (2, 9, 16))
+    weights = attention(query, packed, context, need_weights=True)[2]
+    slope, padding = torch.tensor(2.0), torch.zeros(9, dtype=torch.bool)
+    want = torch.stack([naive_position_bias(slope, head, 4, 1, padding)[0] for head in range(4)]).softmax(dim=-1)
+    assert_close(weights, want[:, None, None].expand(4, 2, 7, 9), "map", rel=1e-6, floor=0.0)
 
 
 @pytest.mark.parametrize("kind", ["context", "packed"])

@@ -29,12 +29,14 @@ def _both_ways(layer: nn.Module, call: Callable[[], Tensor], inputs: List[Tensor
 
 @pytest.mark.parametrize("tie_kv", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_both_attentions_are_the_same_folded(tie_kv: bool, bias: bool) -> None:
+@pytest.mark.parametrize("position_bias", [0.0, 1.5])
+def test_both_attentions_are_the_same_folded(tie_kv: bool, bias: bool, position_bias: float) -> None:
     """And the same parameters get a gradient, which DistributedDataParallel counts on."""
     torch.manual_seed(0)
     x, packed, context = leaves((3, 9, 8), (3, 4, 8), (3, 7, 6))
     mask, packed_mask = (ops.key_mask(torch.rand(3, length) < 0.4) for length in (7, 4))
-    attention = LunaAttention(8, 2, 4, context_dim=6, tie_kv=tie_kv, bias=bias).double()
+    options: Dict[str, Any] = dict(context_dim=6, tie_kv=tie_kv, bias=bias, position_bias=position_bias)
+    attention = LunaAttention(8, 2, 4, **options).double()
     causal = CausalLunaAttention(8, 2, tie_kv=tie_kv, bias=bias).double()
     for layer, call, inputs in (
         (attention, lambda: attention(x, packed, context, mask, packed_mask)[0], [x, packed, context]),
@@ -141,8 +143,8 @@ def test_dropout_reaches_both_steps(folds: bool, monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(ops, name, recorded)
 
-    for name in ("attend", "folded_pack", "folded_unpack"):
-        record(name, lambda *args: [args[-1]])
+    for name, place in (("attend", 4), ("folded_pack", 5), ("folded_unpack", 6)):
+        record(name, lambda *args, place=place: [args[place]])
     record("causal_luna_attention", lambda *_, **options: [options["pack_dropout"], options["unpack_dropout"]])
     monkeypatch.setattr(ops, "folding_pays", lambda *_: folds)
     x, packed = torch.randn(1, 5, 8), torch.randn(1, 3, 8)

@@ -22,9 +22,10 @@ def _run(module: str, *arguments: Any) -> str:
 @pytest.mark.long
 def test_training_by_length() -> None:
     """The memory of each row comes from a process of its own."""
-    options = "--batch-size 1 --lengths 32 --projection-lengths 4 --rounds 1 --updates 1".split()
+    options = "--batch-size 1 --lengths 32 --projection-lengths 4 --rounds 1 --updates 1 --bias".split()
     output = _run("scripts.bench.length", *options)
-    assert re.findall(r"^(.*), 32 bytes: \d+\.\d+ updates/s, 0\.\d\d GiB$", output, re.M) == ["Transformer", "Luna-4"]
+    measured = re.findall(r"^(.*), 32 bytes: \d+\.\d+ updates/s, 0\.\d\d GiB$", output, re.M)
+    assert measured == ["Transformer", "Luna-4", "Luna-4+bias"]
     assert "| Transformer | 1.00x, 1.00x |" in output and re.search(r"\| Luna-4 \| [\d.]+x, [\d.]+x \|", output)
 
 

@@ -1,6 +1,7 @@
 """python -m scripts.bench: a wrong operation gets no speed; every part runs; the tables are those of the numbers."""
 
 import argparse
+import dataclasses
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ def test_what_is_right_passes(length: int, tie_kv: bool) -> None:
     torch.manual_seed(0)
     x, packed = torch.randn(1, length, 16), torch.randn(1, 4, 16)
     check_attention(LunaAttention(16, 2, tie_kv=tie_kv), x, packed, x)
+    check_attention(LunaAttention(16, 2, 4, tie_kv=tie_kv, position_bias=1.5), x, packed, x)
     check_attention(CausalLunaAttention(16, 2, tie_kv=tie_kv), x, packed)
 
 
@@ -39,6 +41,16 @@ def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "folded_pack", lambda *args: right(*args) * 1.01)
     with pytest.raises(Mismatch, match=r"LunaAttention at .* the output is off by"):
         check_attention(LunaAttention(16, 2), x, packed, x)
+    monkeypatch.undo()
+    places = ops.row_places
+
+    def elsewhere(*args: Any) -> ops.RowPlaces:
+        found = places(*args)
+        return dataclasses.replace(found, centre=found.centre + 1)
+
+    monkeypatch.setattr(ops, "row_places", elsewhere)
+    with pytest.raises(Mismatch, match=r"LunaAttention at .* the output is off by"):
+        check_attention(LunaAttention(16, 2, position_bias=1.0), x, packed, x)
     running = causal._Blocks.running
     monkeypatch.setattr(causal._Blocks, "running", lambda *args, **named: [x * 1.01 for x in running(*args, **named)])
     with pytest.raises(Mismatch, match=r"CausalLunaAttention at .* the output is off by"):
@@ -74,9 +86,15 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     found = json.loads((tmp_path / "benchmark.json").read_text())
     models = found["training"] + found["generation"]
     assert [row["bytes"] for row in models] == list(range(1, len(asked) + 1))
-    # Attention: softmax, causal softmax and each Luna at two projection lengths, forward and with backward, three
-    # lengths; the transcription at two of them.
-    assert len(found["attention"]) == 2 * (3 * 6 + 2 * 2)
+    # Attention: softmax, causal softmax, each Luna at two projection lengths, one of them also with a position bias;
+    # forward and with backward, at three lengths; the transcription at two of those.
+    assert len(found["attention"]) == 2 * (3 * 8 + 2 * 2)
+    biased, plain = (
+        next(row for row in found["attention"] if (row["layer"], row["l"], row["length"]) == (layer, 8, 256))
+        for layer in ("Luna with bias", "Luna")
+    )
+    compared = f"{plain['seconds'] / biased['seconds']:.2f}x, {biased['bytes'] / plain['bytes']:.2f}x"
+    assert compared in tables.split("Luna with a position bias, forward and backward, next to Luna without")[1]
     row = next(row for row in found["attention"] if row["layer"] == "causal Luna" and row["length"] == 128)
     base = next(
         base

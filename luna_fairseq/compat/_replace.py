@@ -15,8 +15,10 @@ gets fairseq's own function as its original, the second one gets the first, and 
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import pkgutil
+import sys
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 Undo = Callable[[], None]
@@ -179,7 +181,72 @@ def _target(owner: Owner, name: str) -> str:
     return f"{owner.removeprefix('fairseq.')}.{name}" if isinstance(owner, str) else name
 
 
-def replaces(owner: Owner, name: str, *, fairseq: str, here: str, since: str) -> Callable[[Function], Function]:
+class _AfterImport:
+    """A finder of modules that does something with one of them right after its import, and then is gone.
+
+    Args:
+        module: its dotted name.
+        work: what to do.
+    """
+
+    def __init__(self, module: str, work: Callable[[], None]) -> None:
+        self.module, self.work = module, work
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """What Python asks every entry of ``sys.meta_path``."""
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_work(module: Any) -> None:
+                execute(module)
+                self.work()
+
+            spec.loader.exec_module = execute_and_work  # type: ignore[method-assign]
+        return spec
+
+
+def after_import(module: str, act: Callable[[Repair], Undo]) -> Callable[[Repair], Undo]:
+    """Let an ``act`` wait until somebody else imports a module, where that has not happened yet.
+
+    A module of fairseq cannot be imported before fairseq, whose own import may need the repair.
+
+    Args:
+        module: what is repaired.
+        act: imports it.
+    """
+
+    def wait(repair: Repair) -> Undo:
+        if module in sys.modules:
+            return act(repair)
+        undo: List[Undo] = []
+
+        def work() -> None:
+            # The module is there, but not yet an attribute of the package it is in, by which it would be found.
+            package, _, name = module.rpartition(".")
+            setattr(sys.modules[package], name, sys.modules[module])
+            undo.append(act(repair))
+
+        finder = _AfterImport(module, work)
+        sys.meta_path.insert(0, finder)
+
+        def undo_or_forget() -> None:
+            if undo:
+                undo[0]()
+            else:
+                sys.meta_path.remove(finder)
+
+        return undo_or_forget
+
+    return wait
+
+
+def replaces(
+    owner: Owner, name: str, *, fairseq: str, here: str, since: str, at_import: str = ""
+) -> Callable[[Function], Function]:
     """Declare that a function replaces a callable or a property; it gets the original as its first argument.
 
     Args:
@@ -188,10 +255,13 @@ def replaces(owner: Owner, name: str, *, fairseq: str, here: str, since: str) ->
         fairseq: what fairseq 0.12.3 does, in one line.
         here: what happens here, in one line.
         since: the version that made the repair necessary.
+        at_import: the module of it, if the rest of fairseq cannot be imported without the repair.
     """
 
     def declare(function: Function) -> Function:
         act = replace(owner, name, functools.partial(_around, function))
+        if at_import:
+            act = after_import(at_import, act)
         add(Repair(function.__name__, _area(function), _target(owner, name), fairseq, here, since, act))
         return function
 

@@ -16,7 +16,7 @@ import threading
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.data.iterators import BufferedIterator
+from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model, fconv
@@ -41,6 +42,7 @@ from fairseq.tasks import FairseqTask
 from fairseq.tasks.masked_lm import MaskedLMConfig
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
+from hydra._internal import utils as hydra_utils
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
 
@@ -84,6 +86,25 @@ def _of_a_fresh_process() -> Dict[str, Dict[str, bool]]:
 def _works_in_a_fresh_process(name: str) -> bool:
     on = {repair.name: repair.on for repair in REPAIRS}[name]
     return _of_a_fresh_process()[name]["on" if on else "off"]
+
+
+# importing
+
+
+def see_what_is_optional(folder: Path, patch: Patch) -> None:
+    """On Python 3.14 Optional[str] is str | None."""
+    assert dataclass_utils.interpret_dc_type(str | None) is str
+    assert dataclass_utils.interpret_dc_type(Optional[int]) is int
+    assert dataclass_utils.interpret_dc_type(int) is int
+
+
+def give_argparse_text(folder: Path, patch: Patch) -> None:
+    """What argparse does with each option, from Python 3.14 on when it is added."""
+    parser = hydra_utils.get_args_parser()
+    for action in parser._actions:
+        parser._get_formatter()._expand_help(action)
+    (shell,) = (action for action in parser._actions if "--shell-completion" in action.option_strings)
+    assert "Bash - Install:" in f"{shell.help}"
 
 
 # noise

@@ -9,8 +9,8 @@ nothing, :func:`prepare` does.
 """
 
 # The order of the list of repairs, and so of repairs of the same function: see _replace.py. First comes what fairseq
-# cannot be imported without, then the noise, because fairseq makes some of it when it is imported; the options come last, because every module that uses any must
-# have been imported.
+# cannot be imported without, then the noise, because fairseq makes some of it when it is imported; the options come
+# last, because every module that uses any must have been imported.
 # isort: off
 from luna_fairseq.compat import importing
 from luna_fairseq.compat import noise

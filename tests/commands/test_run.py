@@ -1,4 +1,4 @@
-"""``luna-fairseq run``: fairseq's commands do what they do with --user-dir, and the plugin is there before fairseq."""
+"""``luna-fairseq run``: fairseq's commands do what they do with --user-dir, and the plugin is there before them."""
 
 import re
 import subprocess
@@ -122,7 +122,7 @@ def _python(code: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-# What Python 3.14 does: the type of an optional option has another name, and a help text is looked at when it is given.
+# What Python 3.14 does: the type of an optional option has another name, and argparse looks at each help text.
 _AS_PYTHON_3_14 = """
 import argparse, sys, typing
 
@@ -178,10 +178,10 @@ if __name__ == "__main__":
 @pytest.mark.long
 @pytest.mark.parametrize("started", [["-m", "luna_fairseq"], [str(REAL / "luna-fairseq")]])
 def test_torchrun_starts_it(started: List[str], corpus: Corpus, tmp_path: Path) -> None:
-    options = [*_train_options(corpus), "--distributed-world-size", 2, "--distributed-backend", "gloo"]
+    options = [*_train_options(corpus), "--distributed-world-size", 2]
     said = run_command(
         *("torchrun", "--standalone", "--nproc_per_node", 2, *started, "run", "fairseq-train", *options),
-        *("--save-dir", tmp_path, "--num-workers", 1),
+        *("--save-dir", tmp_path, "--num-workers", 1, "--distributed-backend", "gloo"),
         real=True,
     )
     assert "distributed init (rank 1)" in said and "num_updates: 3" in said.replace("|", "")

@@ -423,6 +423,16 @@ def train_on_a_cpu(folder: Path, patch: Patch) -> None:
         torch.distributed.destroy_process_group()
 
 
+def number_processes_of_a_cpu(folder: Path, patch: Patch) -> None:
+    _start_two(patch)
+    patch.setenv("RANK", "1")
+    patch.setattr(torch.cuda, "device_count", lambda: 0)
+    cfg = SimpleNamespace()
+    distributed_utils._infer_torch_distributed_launch_init(cfg)
+    assert (cfg.distributed_rank, cfg.distributed_world_size, cfg.device_id) == (1, 2, 0)
+    assert cfg.distributed_init_method == "env://" and cfg.distributed_no_spawn
+
+
 # commands
 
 

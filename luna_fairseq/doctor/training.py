@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 from luna_fairseq.cli import user_dir
 from luna_fairseq.doctor.verdicts import Finding, NotTried, Wrong
@@ -25,6 +25,7 @@ TRAIN = (
 ).split()
 # Between a number of a GPU and the same one again: sums there have no fixed order.
 GPU_TOLERANCE = 1e-4
+BEAM = 3
 SCORE_TOLERANCE = 2e-3  # fairseq-generate prints four decimals
 
 
@@ -157,8 +158,9 @@ def check_training(data: Path, folder: Path, device: str) -> Finding:
     return Finding(f"two updates and a resumed one are three in one go, {how}", {"difference": worst})
 
 
-def _hypotheses(output: str, prefix: str) -> Dict[int, str]:
-    return {int(number): text for number, text in re.findall(rf"^{prefix}-(\d+)\t(.*)$", output, re.M)}
+def _lines(output: str, prefix: str) -> List[Tuple[int, str]]:
+    """The lines of fairseq-generate that begin with a letter: the number of the sentence, and the rest."""
+    return [(int(number), text) for number, text in re.findall(rf"^{prefix}-(\d+)\t(.*)$", output, re.M)]
 
 
 def check_generation(data: Path, folder: Path, device: str) -> Finding:
@@ -179,20 +181,20 @@ def check_generation(data: Path, folder: Path, device: str) -> Finding:
     if not checkpoint.is_file():
         raise NotTried("the training before it has left no checkpoint")
     arguments = [str(data), "--user-dir", str(user_dir()), "--path", str(checkpoint), *USUAL, *on_device(device)]
-    arguments += (
-        f"--gen-subset test --beam 3 --min-len 6 --max-len-b 12 --batch-size 5 --results-path {folder}".split()
-    )
+    arguments += f"--gen-subset test --beam {BEAM} --nbest {BEAM} --min-len 6 --max-len-b 12 --batch-size 5".split()
+    arguments += ["--results-path", str(folder)]
     with quiet(folder / "generate.log"), _current(device):
         args = options.parse_args_and_arch(options.get_generation_parser(), input_args=arguments)
         generate.main(args)
         (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
     output = (folder / "generate-test.txt").read_text(encoding="utf-8")
-    sources, found, scores = (_hypotheses(output, prefix) for prefix in "SHP")
-    if not set(range(SIZES["test"])) == set(found) == set(scores):
-        raise Wrong(f"{len(found)} of {SIZES['test']} sentences were translated")
+    sources, found, scores = dict(_lines(output, "S")), _lines(output, "H"), _lines(output, "P")
+    numbers = [number for number, _ in found]
+    if sorted(numbers) != [number for number in range(SIZES["test"]) for _ in range(BEAM)]:
+        raise Wrong(f"there are {len(found)} translations, and not {BEAM} of each of {SIZES['test']} sentences")
     model = model.to(device).eval()
     worst, tokens = 0.0, 0
-    for number, line in found.items():
+    for (number, line), (_, said) in zip(found, scores, strict=True):
         source = task.source_dictionary.encode_line(sources[number], add_if_not_exist=False)[None].long()
         target = task.target_dictionary.encode_line(line.split("\t")[1], add_if_not_exist=False)[None].long()
         before = torch.cat([target[:, -1:], target[:, :-1]], dim=1)
@@ -201,7 +203,7 @@ def check_generation(data: Path, folder: Path, device: str) -> Finding:
             answer = model(source.to(device), lengths.to(device), before.to(device))
             chances = model.get_normalized_probs(answer, log_probs=True).cpu()
         want = chances.gather(2, target[:, :, None])[0, :, 0].double()
-        bits = torch.tensor([float(score) for score in scores[number].split()], dtype=torch.float64)
+        bits = torch.tensor([float(score) for score in said.split()], dtype=torch.float64)
         got = bits * math.log(2)
         if got.shape != want.shape:
             raise Wrong(f"translation {number} has {len(want)} words and {len(got)} scores")
@@ -211,8 +213,8 @@ def check_generation(data: Path, folder: Path, device: str) -> Finding:
             f"beam search gives a word another score than one pass does, by {worst:.2g}, where {SCORE_TOLERANCE:g} "
             "is allowed"
         )
-    text = f"{len(found)} sentences, beam 3; the scores of {tokens} words are those of one pass to {worst:.1g}"
-    return Finding(text, {"difference": worst, "sentences": len(found), "words": tokens})
+    text = f"{len(found)} translations of {len(sources)} sentences, whose words have the scores of one pass"
+    return Finding(f"{text}, to {worst:.1g}", {"difference": worst, "translations": len(found), "words": tokens})
 
 
 def two_processes_command(data: Path, save_dir: Path, device: str) -> List[str]:

@@ -20,8 +20,8 @@ def load() -> None:
 
     import_user_module(Namespace(user_dir=str(user_dir())))
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("luna_fairseq.plugin_first")
-    # Python 3.14 would start data workers from a process that has not loaded the plugin.
-    if sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None:
+    if sys.version_info >= (3, 14) and sys.platform == "linux":
+        # It would start data workers from a process that has not loaded the plugin.
         multiprocessing.set_start_method("fork")
 
 

@@ -201,19 +201,24 @@ def test_torchrun_starts_it(started: List[str], corpus: Corpus, tmp_path: Path) 
 @pytest.mark.long
 def test_what_is_printed_where_is_that_of_the_command(corpus: Corpus, tmp_path: Path) -> None:
     """In processes of their own, where nobody has imported fairseq before; Hydra's warnings are gone."""
-    options = [*_train_options(corpus), "--save-dir", tmp_path]
-    generation = [corpus.data, "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--num-workers", 0]
+    generation = [corpus.data, "--path", tmp_path / "0" / "checkpoint_last.pt", "--cpu", "--num-workers", 0]
     evaluation = [*generation, "--task", "translation", "--max-tokens", 500]
     for command, arguments in (
-        ("fairseq-train", options),
+        ("fairseq-train", _train_options(corpus)),
         ("fairseq-generate", generation),
         ("fairseq-interactive", generation),
         ("fairseq-validate", evaluation),
     ):
         printed = []
-        for start in ([REAL / command, "--user-dir", USER_DIR], [REAL / "luna-fairseq", "run", command]):
+        starts = ([REAL / command, "--user-dir", USER_DIR], [REAL / "luna-fairseq", "run", command])
+        for number, start in enumerate(starts):
+            place = ["--save-dir", tmp_path / str(number)] if command == "fairseq-train" else []
             done = subprocess.run(
-                [*map(str, [*start, *arguments])], input="the cat\n" * 11, capture_output=True, text=True, check=True
+                [*map(str, [*start, *arguments, *place])],
+                input="the cat\n" * 11,
+                capture_output=True,
+                text=True,
+                check=True,
             )
             where = [re.findall(r"INFO \| \S+ \| [^|:{\d]+", text) for text in (done.stdout, done.stderr)]
             printed.append([*where, re.findall("^[HPDST]-.*", done.stdout, re.M), "Warning" in done.stderr])

@@ -4,7 +4,6 @@ import argparse
 import functools
 import importlib
 import logging
-import os
 import sys
 from typing import Any, List
 
@@ -59,13 +58,8 @@ def run_fairseq(command: str, arguments: List[str]) -> Any:
     from luna_fairseq import plugin_first
 
     plugin_first.load()
-    if command != "fairseq-train":  # which sets up its log itself; the import of fairseq does it for the others
-        logging.basicConfig(
-            format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
-            datefmt="%Y-%m-%d %H:%M:%S",
-            level=os.environ.get("LOGLEVEL", "INFO").upper(),
-            stream=sys.stderr,
-        )
+    if command != "fairseq-train":  # which sets up its log itself; the import of fairseq has done it for the others
+        logging.basicConfig(level=logging.INFO)
     module = importlib.import_module(f"fairseq_cli.{command.removeprefix('fairseq-').replace('-', '_')}")
     if command == "fairseq-hydra-train":
         _give_user_dir(module)

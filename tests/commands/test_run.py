@@ -220,7 +220,7 @@ def test_what_is_printed_where_is_that_of_the_command(corpus: Corpus, tmp_path: 
                 text=True,
                 check=True,
             )
-            where = [re.findall(r"INFO \| \S+ \| [^|:{\d]+", text) for text in (done.stdout, done.stderr)]
+            where = [re.findall(r"INFO[ |:]+[\w.]+[ |:]+[^|:{\d]+", text) for text in (done.stdout, done.stderr)]
             printed.append([*where, re.findall("^[HPDST]-.*", done.stdout, re.M), "Warning" in done.stderr])
         assert printed[0] == printed[1] and any(printed[0][:2]), command
     hydra = run_command("luna-fairseq", "run", "hydra-train", "--cfg", "job", real=True)

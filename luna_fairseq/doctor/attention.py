@@ -97,7 +97,7 @@ def _compare_golden(case: str, device: str, dtype: str, comparison: _Comparison)
         masks = [ops.key_mask(inputs[f"{which}_padding_mask"]) for which in ("context", "pcontext")]
         y, y_packed, _ = module(query, packed, query, *masks)
         outputs = {"attn": y.transpose(0, 1), "pcontext": y_packed.transpose(0, 1)}
-    sum(output.float().square().mean() for output in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(output.float().square().mean() for output in outputs.values()).backward()
     gradients = _gradients(module, inputs)
     rows = {name: gradient[::8] if name.endswith(".weight") else gradient for name, gradient in gradients.items()}
     comparison.outputs(case, outputs, golden["outputs"])

@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, List
 
 import pytest
 import torch
 
-from luna_fairseq.commands.run import COMMANDS
+from luna_fairseq import plugin_first
+from luna_fairseq.commands import run
 from support.forks import REAL
 from support.running import ADAM, ROOT, TINY, TRAIN, USER_DIR, Corpus, run_command
 from support.runs import assert_same
@@ -98,6 +100,27 @@ def test_the_other_commands(corpus: Corpus, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        (["train", "data", "--cpu"], ["fairseq-train", "--user-dir", USER_DIR, "data", "--cpu"]),
+        (["fairseq-eval-lm", "--user-dir", "own"], ["fairseq-eval-lm", "--user-dir", "own"]),
+        (["preprocess", "--user-dir=own"], ["fairseq-preprocess", "--user-dir=own"]),
+        (["score", "--sys", "x"], ["fairseq-score", "--sys", "x"]),
+    ],
+)
+def test_what_a_command_of_fairseq_is_given(
+    typed: List[str], given: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: List[Any] = []
+    monkeypatch.setattr(sys, "argv", ["luna-fairseq"])
+    monkeypatch.setattr(plugin_first, "load", lambda: seen.append("the plugin"))
+    name = f"fairseq_cli.{given[0].removeprefix('fairseq-').replace('-', '_')}"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(cli_main=lambda: seen.append(sys.argv) or 7))
+    assert run.main("luna-fairseq run", typed) == 7
+    assert seen == ["the plugin", given]
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["fairseq-frain"], 2, "there is no command fairseq-frain of fairseq: take one of fairseq-train, "),
@@ -117,7 +140,7 @@ def test_errors_are_those_of_the_command(arguments: List[str], code: int, said: 
     output = run_command("luna-fairseq", "run", *arguments, code=code)
     assert said in output
     if "fairseq-frain" in arguments:
-        assert "Traceback" not in output and all(name in output for name in COMMANDS)
+        assert "Traceback" not in output and all(name in output for name in run.COMMANDS)
 
 
 def _python(code: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -157,14 +180,14 @@ def test_it_starts_where_fairseq_cannot_be_imported(tmp_path: Path) -> None:
     """Python 3.14 itself was not run."""
     failed = _python(_AS_PYTHON_3_14 + "import fairseq")
     assert failed.returncode == 1 and "is not callable" in failed.stderr
-    run = "from luna_fairseq.cli import main\nsys.exit(main(['run', *sys.argv[1:]]))"
-    started = _python(_AS_PYTHON_3_14 + run, "hydra-train", "--hydra-help")
+    start = "from luna_fairseq.cli import main\nsys.exit(main(['run', *sys.argv[1:]]))"
+    started = _python(_AS_PYTHON_3_14 + start, "hydra-train", "--hydra-help")
     assert started.returncode == 0 and "Bash - Install:" in started.stdout, started.stderr
-    started = _python(_AS_PYTHON_3_14 + run, "train", "--help")
+    started = _python(_AS_PYTHON_3_14 + start, "train", "--help")
     assert started.returncode == 0 and "--user-dir" in started.stdout, started.stderr
     # The repair that is missed is the one of hydra; fairseq is imported by then.
     off = "from luna_fairseq import compat\ncompat.REPAIRS[1].act = lambda _: print\n"
-    failed = _python(_AS_PYTHON_3_14 + off + run, "hydra-train", "--hydra-help")
+    failed = _python(_AS_PYTHON_3_14 + off + start, "hydra-train", "--hydra-help")
     assert failed.returncode == 1 and "badly formed help string" in failed.stderr
 
 

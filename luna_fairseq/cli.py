@@ -21,6 +21,8 @@ class Command(NamedTuple):
 
 COMMANDS: Dict[str, Command] = {
     "user-dir": Command("luna_fairseq.commands.user_dir", "print the folder to give to --user-dir"),
+    "run": Command("luna_fairseq.commands.run", "start a command of fairseq with the plugin loaded first"),
+    "doctor": Command("luna_fairseq.commands.doctor", "check the plugin on this machine, a line for each verdict"),
     "prepare": Command("luna_fairseq.commands.prepare", "make data for training from text, images or a generator"),
     "fetch": Command("luna_fairseq.commands.fetch", "download public archives, check them, take the text out"),
     "score": Command("luna_fairseq.commands.score", "score translations by sacreBLEU and by tokenised BLEU"),

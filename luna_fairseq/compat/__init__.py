@@ -8,10 +8,11 @@ The files below import fairseq and torch inside their functions: the import of t
 nothing, :func:`prepare` does.
 """
 
-# The order of the list of repairs, and so of repairs of the same function: see _replace.py. The noise comes first,
-# because fairseq makes some of it when it is imported; the options come last, because every module that uses any must
-# have been imported.
+# The order of the list of repairs, and so of repairs of the same function: see _replace.py. First comes what fairseq
+# cannot be imported without, then the noise, because fairseq makes some of it when it is imported; the options come
+# last, because every module that uses any must have been imported.
 # isort: off
+from luna_fairseq.compat import importing
 from luna_fairseq.compat import noise
 from luna_fairseq.compat import loading
 from luna_fairseq.compat import hub
@@ -43,6 +44,7 @@ __all__ = [
     "ending",
     "epochs",
     "hub",
+    "importing",
     "limits",
     "loading",
     "locking",

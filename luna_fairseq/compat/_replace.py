@@ -233,7 +233,42 @@ def _target(owner: Owner, name: str) -> str:
     return f"{owner.removeprefix('fairseq.')}.{name}" if isinstance(owner, str) else name
 
 
-def replaces(owner: Owner, name: str, *, fairseq: str, here: str, since: str) -> Callable[[Function], Function]:
+def after_import(module: str, act: Callable[[Repair], Undo]) -> Callable[[Repair], Undo]:
+    """Let an ``act`` wait until somebody else imports a module, where that has not happened yet.
+
+    A module of fairseq cannot be imported before fairseq, whose own import may need the repair.
+
+    Args:
+        module: what is repaired.
+        act: imports it.
+    """
+
+    def wait(repair: Repair) -> Undo:
+        if module in sys.modules:
+            return act(repair)
+        undo: List[Undo] = []
+
+        def work() -> None:
+            # The module is there, but not yet an attribute of the package it is in, by which it would be found.
+            package, _, name = module.rpartition(".")
+            setattr(sys.modules[package], name, sys.modules[module])
+            undo.append(act(repair))
+
+        waiting = _WhenImported(module, work)
+
+        def undo_or_forget() -> None:
+            waiting.stop()
+            for took_place in undo:
+                took_place()
+
+        return undo_or_forget
+
+    return wait
+
+
+def replaces(
+    owner: Owner, name: str, *, fairseq: str, here: str, since: str, at_import: str = ""
+) -> Callable[[Function], Function]:
     """Declare that a function replaces a callable or a property; it gets the original as its first argument.
 
     Args:
@@ -242,10 +277,13 @@ def replaces(owner: Owner, name: str, *, fairseq: str, here: str, since: str) ->
         fairseq: what fairseq 0.12.3 does, in one line.
         here: what happens here, in one line.
         since: the version that made the repair necessary.
+        at_import: the module of it, if the rest of fairseq cannot be imported without the repair.
     """
 
     def declare(function: Function) -> Function:
         act = replace(owner, name, functools.partial(_around, function))
+        if at_import:
+            act = after_import(at_import, act)
         add(Repair(function.__name__, _area(function), _target(owner, name), fairseq, here, since, act))
         return function
 

@@ -57,7 +57,7 @@ def check_processes(cfg: Any) -> None:
             f"{started} processes were started and --distributed-world-size is 1, so that each would train alone "
             f"into the same --save-dir: add --distributed-world-size {started}, or use scripts/torchrun.sh"
         )
-    spawns = size > 1 and not options.distributed_no_spawn and not cfg.common.tpu
+    spawns = size > 1 and not launched and not options.distributed_no_spawn and not cfg.common.tpu
     if spawns and torch.cuda.device_count() == 0:
         raise ValueError(
             f"--distributed-world-size is {size} and there is no GPU, so that fairseq would start no process at all: "

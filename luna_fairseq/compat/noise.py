@@ -11,7 +11,7 @@ MESSAGES = [
     r"hydra\.experimental\.\w+\(\) is no longer experimental",
     r"\s*The version_base parameter is not specified",
     r"In '[^']*': Usage of deprecated keyword in package header",
-    r"\s*'config' is validated against ConfigStore schema with the same name",
+    r"\s*'[^']*' is validated against ConfigStore schema with the same name",
     r"\s*The strict flag in the compose API is deprecated",
     r"\s*Future Hydra versions will no longer change working directory",
     r"'pin_memory' argument is set as true but no accelerator is found",

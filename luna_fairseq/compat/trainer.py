@@ -81,3 +81,21 @@ def train_on_a_cpu(original: Any) -> Any:
         return original(module, **options)
 
     return on_its_device
+
+
+@replaces(
+    "fairseq.distributed.utils",
+    "_infer_torch_distributed_launch_init",
+    fairseq="divides by the number of GPUs in each process of a torchrun: fairseq-train ends where there is none",
+    here="the processes train on the CPU",
+    since="fairseq 0.12.3",
+)
+def number_processes_of_a_cpu(original: Any, cfg: Any) -> None:
+    import torch
+
+    if torch.cuda.device_count() > 0:
+        original(cfg)
+        return
+    cfg.distributed_init_method = "env://"
+    cfg.distributed_world_size, cfg.distributed_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    cfg.device_id, cfg.distributed_no_spawn = 0, True

@@ -6,9 +6,9 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
+from luna_fairseq.measuring import allocated_bytes, interleaved
 from scripts.bench.checks import checked
 from scripts.bench.layers import BIASED, build_layer, layers
-from scripts.bench.measuring import allocated_bytes, interleaved
 from scripts.bench.rows import finished
 from scripts.bench.sizes import DTYPES
 

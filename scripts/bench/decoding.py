@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luna_fairseq.measuring import interleaved
 from luna_fairseq.modules import CausalLunaAttention
 from luna_fairseq.modules.attention import _join_heads as _join
 from luna_fairseq.modules.attention import _split_heads as _heads
 from scripts.bench.checks import TOLERANCE, Mismatch, checked
 from scripts.bench.layers import SoftmaxAttention, build_layer, layers
-from scripts.bench.measuring import interleaved
 from scripts.bench.rows import finished
 from scripts.bench.sizes import DTYPES
 

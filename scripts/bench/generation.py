@@ -8,9 +8,9 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 
+from luna_fairseq.measuring import interleaved
 from scripts.bench.checks import Mismatch, checked
 from scripts.bench.decoding import stored_bytes
-from scripts.bench.measuring import interleaved
 from scripts.bench.rows import finished
 from scripts.bench.sizes import DTYPES, TRANSLATION
 from scripts.bench.whole_models import build_model, dictionary, random_tokens

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, Dict, List, Tuple
 
+from luna_fairseq.measuring import allocated_bytes, interleaved
 from scripts.bench.attention import layer_step
 from scripts.bench.layers import layers
-from scripts.bench.measuring import allocated_bytes, interleaved, peak_bytes
+from scripts.bench.measuring import peak_bytes
 from scripts.bench.rows import finished
 from scripts.bench.sizes import TRANSLATION
 from scripts.bench.training import training_step

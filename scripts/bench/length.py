@@ -20,9 +20,10 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
+from luna_fairseq.measuring import interleaved
 from luna_fairseq.models.lra import CLS
 from luna_fairseq.pictures import load_pyplot, save
-from scripts.bench.measuring import in_own_process, interleaved, keep_memory, machine, peak_bytes
+from scripts.bench.measuring import in_own_process, keep_memory, machine, peak_bytes
 
 LENGTHS = (1000, 2000, 3000, 4000)
 # Luna-256 at 4,000 bytes, relative to the Transformer: updates per second, memory; paper, section 4.1.

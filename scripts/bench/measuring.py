@@ -1,18 +1,16 @@
-"""Fair timing, peak memory, commands in a process of their own, and the machine in words."""
+"""Peak memory, commands in a process of their own, the machine in words; the rest is in luna_fairseq/measuring.py."""
 
 import ctypes
 import importlib
-import itertools
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, List
 
 import torch
 
@@ -34,34 +32,6 @@ def keep_memory() -> None:
     """
     if "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, _this_command(), {**os.environ, "GLIBC_TUNABLES": MALLOC})
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def interleaved(
-    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> Dict[str, List[float]]:
-    """Seconds of every step in every round; a round takes each once, so what the machine does besides meets all.
-
-    Args:
-        steps: name -> what to time.
-        rounds: rounds that count; one more warms up.
-        device: where they compute.
-    """
-    seconds: Dict[str, List[float]] = {name: [] for name in steps}
-    for counts in [False] + [True] * rounds:
-        for name, step in steps.items():
-            synchronize(device)
-            start = time.perf_counter()
-            step()
-            synchronize(device)
-            if counts:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def _return_memory() -> None:
@@ -94,18 +64,6 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     before = _resident_kib("VmRSS")
     work()
     return (_resident_kib("VmHWM") - before) * 1024
-
-
-def allocated_bytes(work: Callable[[], object]) -> int:
-    """The most bytes that torch holds on a CPU at any moment of ``work``, on top of what it holds before.
-
-    Every allocation counts, an operation's scratch included; so the same work always takes the same.
-    """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    events = profile.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 def in_own_process(*options: str) -> Any:

@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
+from luna_fairseq.measuring import interleaved
 from scripts.bench.checks import checked
-from scripts.bench.measuring import interleaved
 from scripts.bench.rows import finished
 from scripts.bench.sizes import DTYPES, MASKED_LM, TRANSLATION
 from scripts.bench.whole_models import build_model, random_tokens

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from luna_fairseq.measuring import interleaved
 from scripts.bench.configs import Run
-from scripts.bench.measuring import interleaved, keep_memory, machine
+from scripts.bench.measuring import keep_memory, machine
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The list of repairs: each is needed, can be switched off alone, and stands in docs/fairseq.md."""
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from fairseq.trainer import Trainer
 
 from luna_fairseq.compat import REPAIRS, Repair, switched_off
 from luna_fairseq.compat.__main__ import table
-from luna_fairseq.compat._replace import add, replace
+from luna_fairseq.compat._replace import add, after_import, replace
 from support import repair_checks
 from support.running import ROOT
 
@@ -121,3 +122,33 @@ def test_repairs_lie_around_each_other_in_the_order_of_the_list() -> None:
         assert "greet" not in vars(_Derived)
     finally:
         del REPAIRS[before:]
+
+
+@pytest.mark.parametrize("imported", ["never", "before", "while the repair waits"])
+def test_a_repair_may_wait_for_an_import(imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package needs it while it is imported itself; nothing is left of it when it is switched off."""
+    package = tmp_path / "waited_for"
+    package.mkdir()
+    (package / "__init__.py").write_text("from waited_for import inner\nseen = inner.greet()\n")
+    (package / "inner.py").write_text("def greet():\n    return 'hello'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    finders = sys.meta_path[:]
+    act = after_import("waited_for.inner", replace("waited_for.inner", "greet", lambda original: lambda: "repaired"))
+    repair = Repair("waits", "tests", "inner.greet", "says hello", "says more", "today", act)
+    REPAIRS.append(repair)
+    try:
+        if imported == "before":
+            assert importlib.import_module("waited_for").seen == "hello"
+        repair.switch_on()
+        assert repair.on
+        if imported != "never":
+            module = importlib.import_module("waited_for")
+            assert module.seen == ("hello" if imported == "before" else "repaired")
+            assert module.inner.greet() == "repaired"
+        repair.switch_off()
+        assert sys.meta_path == finders
+        assert imported == "never" or module.inner.greet() == "hello"
+    finally:
+        REPAIRS.remove(repair)
+        for name in ("waited_for", "waited_for.inner"):
+            sys.modules.pop(name, None)

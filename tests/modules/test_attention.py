@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luna_fairseq import ops
+from luna_fairseq.measuring import allocated_bytes
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
 from luna_fairseq.ops.naive import naive_position_bias
 from scripts.bench.layers import SelfAttention, SoftmaxAttention
-from scripts.bench.measuring import allocated_bytes
 from support.models import assert_close
 from support.tensors import leaves, padding_mask
 

@@ -21,7 +21,7 @@ import threading
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 import pytest
@@ -39,6 +39,7 @@ from fairseq.data import (
 )
 from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
 from fairseq.data.iterators import BufferedIterator, CountingIterator
+from fairseq.dataclass import utils as dataclass_utils
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf, gen_parser_from_dataclass
 from fairseq.distributed import utils as distributed_utils
@@ -54,6 +55,7 @@ from fairseq.tasks.masked_lm import MaskedLMConfig
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
 from fairseq.trainer import Trainer
+from hydra._internal import utils as hydra_utils
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
 
@@ -97,6 +99,25 @@ def _of_a_fresh_process() -> Dict[str, Dict[str, bool]]:
 def _works_in_a_fresh_process(name: str) -> bool:
     on = {repair.name: repair.on for repair in REPAIRS}[name]
     return _of_a_fresh_process()[name]["on" if on else "off"]
+
+
+# importing
+
+
+def see_what_is_optional(folder: Path, patch: Patch) -> None:
+    """On Python 3.14 Optional[str] is str | None."""
+    assert dataclass_utils.interpret_dc_type(str | None) is str
+    assert dataclass_utils.interpret_dc_type(Optional[int]) is int
+    assert dataclass_utils.interpret_dc_type(int) is int
+
+
+def give_argparse_text(folder: Path, patch: Patch) -> None:
+    """What argparse does with each option, from Python 3.14 on when it is added."""
+    parser = hydra_utils.get_args_parser()
+    for action in parser._actions:
+        parser._get_formatter()._expand_help(action)
+    (shell,) = (action for action in parser._actions if "--shell-completion" in action.option_strings)
+    assert "Bash - Install:" in f"{shell.help}"
 
 
 # noise
@@ -628,6 +649,16 @@ def save_something(folder: Path, patch: Patch) -> None:
     trainer.cfg.optimization.max_update = 1
     checkpoint_utils.save_checkpoint(options, trainer, _Batches(), None)
     assert [path.name for path in folder.iterdir()] == ["checkpoint_last.pt"]
+
+
+def number_processes_of_a_cpu(folder: Path, patch: Patch) -> None:
+    _start_two(patch)
+    patch.setenv("RANK", "1")
+    patch.setattr(torch.cuda, "device_count", lambda: 0)
+    cfg = SimpleNamespace()
+    distributed_utils._infer_torch_distributed_launch_init(cfg)
+    assert (cfg.distributed_rank, cfg.distributed_world_size, cfg.device_id) == (1, 2, 0)
+    assert cfg.distributed_init_method == "env://" and cfg.distributed_no_spawn
 
 
 # commands

@@ -1,0 +1,117 @@
+"""Time and memory of both attentions next to torch's softmax attention, at four lengths."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Dict, List
+
+from luna_fairseq.doctor.verdicts import Finding, Wrong
+
+WIDTH, HEADS, ROWS = 64, 1, 16
+LENGTHS = {"cpu": (256, 1024, 2048, 4096), "cuda": (1024, 4096, 16384, 65536)}
+SECONDS = 0.6  # of measuring at a length, after the first round
+KINDS = ("softmax", "Luna", "causal softmax", "causal Luna")
+# By how much more than its length the memory of Luna may grow from the shortest to the longest.
+GROWTH = 1.5
+
+
+def _step(kind: str, length: int, device: str) -> Callable[[], None]:
+    """Forward and backward of an attention, with its projections, on one sequence of random numbers."""
+    import torch
+
+    from luna_fairseq.modules import CausalLunaAttention, LunaAttention
+
+    torch.manual_seed(1)
+    layer: Any
+    if kind.endswith("softmax"):
+        layer = torch.nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        # torch wants to see a mask to be told that it is the causal one; this takes no memory.
+        mask = torch.zeros(1, 1, device=device).expand(length, length) if kind.startswith("causal") else None
+    else:
+        layer = (CausalLunaAttention if kind.startswith("causal") else LunaAttention)(WIDTH, HEADS)
+    layer.to(device)
+    x, packed = (torch.randn(1, n, WIDTH, device=device, requires_grad=True) for n in (length, ROWS))
+    slope = torch.ones(1, length, WIDTH, device=device)
+
+    def step() -> None:
+        if kind.endswith("softmax"):
+            y = layer(x, x, x, need_weights=False, attn_mask=mask, is_causal=mask is not None)[0]
+        else:
+            y = layer(x, packed) if kind.startswith("causal") else layer(x, packed, x)[0]
+        y.backward(slope)
+        for tensor in (x, packed, *layer.parameters()):
+            tensor.grad = None
+
+    return step
+
+
+def _peak_bytes(work: Callable[[], None], device: str) -> int:
+    """The most that torch holds during ``work``, on top of what it holds before."""
+    import torch
+
+    from luna_fairseq.measuring import allocated_bytes
+
+    if device == "cpu":
+        return allocated_bytes(work)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before
+
+
+def _measure(length: int, device: str, seconds: float) -> Dict[str, Dict[str, float]]:
+    """Milliseconds (the least of some rounds) and MiB of every kind at a length."""
+    import torch
+
+    from luna_fairseq.measuring import interleaved
+
+    steps = {kind: _step(kind, length, device) for kind in KINDS}
+    # The steps that are measured for their memory warm up, too.
+    mebibytes = {kind: _peak_bytes(step, device) / 2**20 for kind, step in steps.items()}
+    start = time.perf_counter()
+    times = interleaved(steps, 1, torch.device(device))
+    a_round = (time.perf_counter() - start) / 2  # it warms up by a round
+    more = interleaved(steps, min(10, int(seconds / a_round)), torch.device(device)) if a_round < seconds else {}
+    return {kind: {"ms": 1000 * min(times[kind] + more.get(kind, [])), "MiB": mebibytes[kind]} for kind in KINDS}
+
+
+def _table(found: Dict[int, Dict[str, Dict[str, float]]]) -> List[str]:
+    heads = ["length", *(f"{kind}{f'-{ROWS}' if 'Luna' in kind else ''}" for kind in KINDS)]
+    rows = [heads]
+    for length, kinds in found.items():
+        cells = [f"{kinds[kind]['ms']:.1f} ms {kinds[kind]['MiB']:.1f} MiB" for kind in KINDS]
+        rows.append([f"{length}", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def check_cost(device: str, seconds: float = SECONDS) -> Finding:
+    """Measure at four lengths; times are only told, memory must grow no faster than the length.
+
+    Args:
+        device: where.
+        seconds: what to spend at a length.
+
+    Raises:
+        Wrong: if the memory of a Luna attention grows faster.
+    """
+    lengths = LENGTHS[device.split(":")[0]]
+    found = {length: _measure(length, device, seconds) for length in lengths}
+    shortest, longest = lengths[0], lengths[-1]
+    for kind in ("Luna", "causal Luna"):
+        growth = found[longest][kind]["MiB"] / found[shortest][kind]["MiB"] / (longest / shortest)
+        if not growth <= GROWTH:
+            raise Wrong(
+                f"the memory of {kind} attention grows {growth:.2g} times as fast as the length from {shortest} to "
+                f"{longest}, where {GROWTH:g} is allowed"
+            )
+    said = []
+    for kind in ("Luna", "causal Luna"):
+        luna, softmax = found[longest][kind], found[longest][kind.replace("Luna", "softmax")]
+        said.append(f"{kind} {luna['ms'] / softmax['ms']:.2f} of the time and {luna['MiB'] / softmax['MiB']:.2f}")
+    text = (
+        f"at {longest:,} positions {said[0]} of the memory of softmax attention, {said[1]} of those of causal softmax"
+        f" attention (width {WIDTH}, {HEADS} head, float32, forward and backward)"
+    )
+    return Finding(text, {"lengths": found}, _table(found))

@@ -1,0 +1,48 @@
+"""Fair timing, and the memory that torch allocates on a CPU."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Dict, List
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> Dict[str, List[float]]:
+    """Seconds of every step in every round; a round takes each once, so what the machine does besides meets all.
+
+    Args:
+        steps: name -> what to time.
+        rounds: rounds that count; one more warms up.
+        device: where they compute.
+    """
+    seconds: Dict[str, List[float]] = {name: [] for name in steps}
+    for counts in [False] + [True] * rounds:
+        for name, step in steps.items():
+            synchronize(device)
+            start = time.perf_counter()
+            step()
+            synchronize(device)
+            if counts:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def allocated_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that torch holds on a CPU at any moment of ``work``, on top of what it holds before.
+
+    Every allocation counts, an operation's scratch included; so the same work always takes the same.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((size for _, size in changes), initial=0))

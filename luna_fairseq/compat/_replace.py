@@ -15,6 +15,7 @@ gets fairseq's own function as its original, the second one gets the first, and 
 import contextlib
 import dataclasses
 import functools
+import importlib.abc
 import importlib.util
 import inspect
 import pkgutil
@@ -126,6 +127,35 @@ class _Place:
 _PLACES: Dict[Tuple[int, str], _Place] = {}
 
 
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Calls a function once somebody has imported a module."""
+
+    def __init__(self, module: str, then: Undo) -> None:
+        self.module, self.then = module, then
+        sys.meta_path.insert(0, self)
+
+    def stop(self) -> None:
+        """Do not wait any more."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """What the others find, which calls the function when it has been executed."""
+        if fullname != self.module:
+            return None
+        self.stop()
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_then(module: Any) -> None:
+                execute(module)
+                self.then()
+
+            spec.loader.exec_module = execute_then  # type: ignore[method-assign]
+        return spec
+
+
 def replace(owner: Owner, name: str, layer: Callable[[Any], Any]) -> Callable[[Repair], Undo]:
     """The ``act`` of a repair that puts a layer around something of fairseq's.
 
@@ -181,34 +211,6 @@ def _target(owner: Owner, name: str) -> str:
     return f"{owner.removeprefix('fairseq.')}.{name}" if isinstance(owner, str) else name
 
 
-class _AfterImport:
-    """A finder of modules that does something with one of them right after its import, and then is gone.
-
-    Args:
-        module: its dotted name.
-        work: what to do.
-    """
-
-    def __init__(self, module: str, work: Callable[[], None]) -> None:
-        self.module, self.work = module, work
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        """What Python asks every entry of ``sys.meta_path``."""
-        if name != self.module:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_work(module: Any) -> None:
-                execute(module)
-                self.work()
-
-            spec.loader.exec_module = execute_and_work  # type: ignore[method-assign]
-        return spec
-
-
 def after_import(module: str, act: Callable[[Repair], Undo]) -> Callable[[Repair], Undo]:
     """Let an ``act`` wait until somebody else imports a module, where that has not happened yet.
 
@@ -230,16 +232,14 @@ def after_import(module: str, act: Callable[[Repair], Undo]) -> Callable[[Repair
             setattr(sys.modules[package], name, sys.modules[module])
             undo.append(act(repair))
 
-        finder = _AfterImport(module, work)
-        sys.meta_path.insert(0, finder)
+        waiting = _WhenImported(module, work)
 
-        def undo_or_forget() -> None:
-            if undo:
-                undo[0]()
-            else:
-                sys.meta_path.remove(finder)
+        def stop() -> None:
+            waiting.stop()
+            for undo_one in undo:
+                undo_one()
 
-        return undo_or_forget
+        return stop
 
     return wait
 

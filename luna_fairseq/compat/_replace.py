@@ -256,12 +256,12 @@ def after_import(module: str, act: Callable[[Repair], Undo]) -> Callable[[Repair
 
         waiting = _WhenImported(module, work)
 
-        def undo_or_forget() -> None:
+        def stop() -> None:
             waiting.stop()
-            for took_place in undo:
-                took_place()
+            for undo_one in undo:
+                undo_one()
 
-        return undo_or_forget
+        return stop
 
     return wait
 

@@ -108,10 +108,10 @@ def check_cost(device: str, seconds: float = SECONDS) -> Finding:
             )
     said = []
     for kind in ("Luna", "causal Luna"):
-        luna, softmax = found[longest][kind], found[longest][kind.replace("Luna", "softmax")]
-        said.append(f"{kind} {luna['ms'] / softmax['ms']:.2f} of the time and {luna['MiB'] / softmax['MiB']:.2f}")
-    text = (
-        f"at {longest:,} positions {said[0]} of the memory of softmax attention, {said[1]} of those of causal softmax"
-        f" attention (width {WIDTH}, {HEADS} head, float32, forward and backward)"
-    )
+        softmax = kind.replace("Luna", "softmax")
+        time_of, memory_of = (found[longest][kind][of] / found[longest][softmax][of] for of in ("ms", "MiB"))
+        said.append(
+            f"{kind} takes {time_of:.2f} of the time and {memory_of:.2f} of the memory of {softmax} attention"
+        )
+    text = f"at {longest:,} positions {', '.join(said)} (width {WIDTH}, {HEADS} head, float32, forward and backward)"
     return Finding(text, {"lengths": found}, _table(found))

@@ -24,7 +24,9 @@ def _run(command: str, *args: Any, **options: Any) -> str:
 def _results(output: str) -> List[str]:
     """What a generation has printed, but for its log, which a fork of a process with fairseq sends elsewhere."""
     lines = output.splitlines()
-    return [re.sub(r"\([\d.]+ sentences/s.*", "", line) for line in lines if not re.match(r"\d{4}-\d\d-\d\d ", line)]
+    return [
+        re.sub(r"\([\d.]+ sentences/s.*", "", line) for line in lines if not re.match(r"\d{4}-\d\d-\d\d |INFO:", line)
+    ]
 
 
 def _train_options(corpus: Corpus) -> List[Any]:

@@ -1,5 +1,7 @@
 """One training a ``--save-dir``, whoever starts it."""
 
+import atexit
+import contextlib
 import errno
 import fcntl
 import logging
@@ -13,9 +15,10 @@ from luna_fairseq.compat._replace import replaces
 
 logger = logging.getLogger(__name__)
 
-NAME = "training.lock"  # in the folder; it stays there, because a file that is removed can be locked twice
+NAME = "training.lock"  # in the folder; the next training takes what a killed one leaves
 _WAIT = "wait for it, end it, or name another --save-dir"
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # Folder -> descriptor. The system frees the lock when the process is gone, however it ended.
 _held: Dict[str, int] = {}
@@ -25,47 +28,82 @@ def hold(folder: str) -> bool:
     """Take the lock of a folder, and keep it until this process is gone.
 
     Returns:
-        False if the file system knows no locks, of which the log tells.
+        False if the file system knows no locks, of which the log tells, or nothing can be written there.
 
     Raises:
         FolderInUse: if another process has it.
     """
-    from luna_fairseq.errors import FolderInUse
-
     folder = os.path.realpath(folder)
     if folder in _held:
         return True
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, NAME)
-    # Closed in programs that are started; see _forget for forks.
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    while True:
+        # Closed in programs that are started; see _forget for forks.
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor, own = (
+                os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666),
+                True,
+            )  # NFS locks what may be written
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            if not os.path.lexists(path):
+                return False
+            descriptor, own = os.open(path, os.O_RDONLY | flags), False  # of somebody else in a shared folder
+        try:
+            if not _lock(descriptor, path):
+                return False
+            # A training that ended in this moment has taken its file with it.
+            if not (os.path.lexists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path))):
+                continue
+            if own:
+                os.ftruncate(descriptor, 0)
+                since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+                holder = f"process {os.getpid()} on {socket.gethostname()} (since {since})\n"
+                os.pwrite(descriptor, holder.encode(), 0)
+            if not _held:
+                atexit.register(_release)
+            _held[folder] = descriptor
+            return True
+        finally:
+            if _held.get(folder) != descriptor:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, path: str) -> bool:
+    """Lock an open file; returns False if the file system knows no locks.
+
+    Raises:
+        FolderInUse: if another process has it, or it is not a lock.
+    """
+    from luna_fairseq.errors import FolderInUse
+
+    folder = os.path.dirname(path)
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() if regular else "no file"
+    if holder and not holder.startswith("process "):
+        raise FolderInUse(f"{path} is not the lock of a training: rename it, or name another --save-dir")
     try:
-        descriptor, own = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666), True  # NFS locks what may be written
-    except PermissionError:
-        descriptor, own = os.open(path, os.O_RDONLY | flags), False  # of somebody else in a shared folder
-    try:
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() if regular else "no file"
-        if holder and not holder.startswith("process "):
-            raise FolderInUse(f"{path} is not the lock of a training: rename it, or name another --save-dir")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(descriptor)
         if error.errno in _UNSUPPORTED:
             logger.warning("%s cannot be locked (%s): see to it that no other training saves there", folder, error)
             return False
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
         raise FolderInUse(f"{holder or 'another process'} trains into {folder}: {_WAIT}") from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    if own:
-        os.ftruncate(descriptor, 0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {since})\n".encode(), 0)
-    _held[folder] = descriptor
     return True
+
+
+def _release() -> None:
+    """At the end of the process: what was a folder of checkpoints alone is one again."""
+    while _held:
+        folder, descriptor = _held.popitem()
+        with contextlib.suppress(OSError):  # may have become read-only
+            os.unlink(os.path.join(folder, NAME))
+        os.close(descriptor)
 
 
 def _forget() -> None:

@@ -71,9 +71,45 @@ def test_a_folder_is_held_until_the_process_is_gone(tmp_path: Path) -> None:
     finally:
         os.write(go[1], b"x")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (folder / locking.NAME).read_text().startswith(f"process {child} ")  # it was killed
     assert locking.hold(str(folder))
     assert (folder / locking.NAME).read_text().startswith(HERE)
     assert in_a_child(lambda: _refused(folder)) == 0
+    locking._release()
+    assert not list(folder.iterdir())
+
+
+def test_a_lock_that_is_taken_away_while_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a training that ends at this moment: two others would hold two files of one name."""
+    lock, flock, seen = tmp_path / locking.NAME, fcntl.flock, []
+
+    def and_remove(descriptor: int, how: int) -> None:
+        flock(descriptor, how)
+        seen.append(descriptor)
+        if len(seen) < 3:
+            lock.unlink()
+        if len(seen) == 2:
+            lock.write_text("process 7 on elsewhere\n")
+
+    monkeypatch.setattr(fcntl, "flock", and_remove)
+    assert locking.hold(str(tmp_path))
+    assert len(seen) == 3 and os.path.samestat(os.fstat(locking._held[str(tmp_path)]), lock.stat())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished training may lie there."""
+    opened = os.open
+
+    def refuse(path: str, flags: int, *args: Any) -> int:
+        if flags & os.O_RDWR:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return opened(path, flags, *args)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert not locking.hold(str(tmp_path)) and not list(tmp_path.iterdir())
+    (tmp_path / locking.NAME).write_text("process 7 on elsewhere\n")
+    assert locking.hold(str(tmp_path))
+    assert (tmp_path / locking.NAME).read_text() == "process 7 on elsewhere\n"
 
 
 def test_a_process_that_is_forked_or_started_does_not_hold_it(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_training_at_its_end_ends_well(update: int, corpus: Corpus, tmp_path: 
     options = SHORT if update == 9 else ["--max-epoch", 2, "--save-interval", 9]
     code, said = train_here(corpus, tmp_path / "save", options, lambda: at(*STEP, update, kill()))
     assert code == 0 and "done training" in said and "ended by" not in said
-    assert _files(tmp_path / "save") == (["training.lock"] if update == 10 else _files(tmp_path / "save"))
+    assert _updates(tmp_path / "save" / "checkpoint_last.pt") == update
 
 
 def test_no_last_checkpoints(corpus: Corpus, whole: Callable[..., Tuple[Path, str]], tmp_path: Path) -> None:
@@ -163,7 +163,6 @@ def test_no_last_checkpoints(corpus: Corpus, whole: Callable[..., Tuple[Path, st
         "checkpoint_1_2.pt",
         "checkpoint_1_3.pt",
         "checkpoint_best.pt",
-        "training.lock",
     ]
     code, said = train_here(corpus, save, options)
     assert code == 0 and logged(said, "num_updates") == [str(update) for update in range(4, 10)]
@@ -176,7 +175,7 @@ def test_no_last_checkpoints(corpus: Corpus, whole: Callable[..., Tuple[Path, st
 def test_no_last_checkpoints_at_the_end_of_an_epoch(corpus: Corpus, tmp_path: Path) -> None:
     options = ["--max-epoch", 3, "--no-last-checkpoints", "--no-epoch-checkpoints", "--save-interval", 2]
     code, _ = train_here(corpus, tmp_path / "save", options, lambda: at(*STEP, 5, kill()))
-    assert code == 143 and _files(tmp_path / "save") == ["checkpoint1.pt", "training.lock"]
+    assert code == 143 and _files(tmp_path / "save") == ["checkpoint1.pt"]
 
 
 def test_no_save(corpus: Corpus, tmp_path: Path) -> None:

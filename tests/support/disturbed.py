@@ -10,6 +10,7 @@ from typing import Any, Callable, List, Tuple
 from fairseq.trainer import Trainer
 
 from luna_fairseq import plugin
+from luna_fairseq.compat import locking
 from support.running import ADAM, TINY, TRAIN, USER_DIR, Corpus
 
 plugin.load()  # once, and not in every fork
@@ -73,6 +74,7 @@ def train_here(
             sys.excepthook(*sys.exc_info())
             code = 1
         finally:
+            locking._release()  # as at the end of an interpreter
             os._exit(code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, output.read_text()

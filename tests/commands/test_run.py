@@ -193,6 +193,7 @@ def test_it_starts_where_fairseq_cannot_be_imported(tmp_path: Path) -> None:
     assert failed.returncode == 1 and "badly formed help string" in failed.stderr
 
 
+@pytest.mark.long
 def test_a_spawned_process_loads_the_plugin_before_anything_else() -> None:
     """Data workers and the processes of several GPUs, which first of all read what they are sent."""
     code = """

@@ -34,6 +34,7 @@ def test_each_shard_translates_its_part(corpus: Corpus, trained: Path) -> None:
     assert sorted(shards[0] + shards[1]) == _found(generate(corpus, trained, *options)) and min(map(len, shards)) > 3
 
 
+@pytest.mark.long
 def test_each_shard_validates_its_part(corpus: Corpus, trained: Path) -> None:
     def validate(*shard: Any, code: int = 0) -> str:
         return run_command(

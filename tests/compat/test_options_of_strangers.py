@@ -210,7 +210,7 @@ def _old(state: Dict[str, Any], **more: Any) -> Namespace:
     )
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_no_file_of_another_machine_is_opened(
     old: bool, corpus: Corpus, change: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

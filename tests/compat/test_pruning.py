@@ -41,7 +41,7 @@ def _translation(corpus: Corpus) -> List[Any]:
     return [corpus.data, "--arch", "luna", *TINY, *TRAIN, *ADAM]
 
 
-@pytest.mark.parametrize("sides", [("encoder", "decoder"), ("decoder",)])
+@pytest.mark.parametrize("sides", [("encoder", "decoder"), pytest.param(("decoder",), marks=pytest.mark.long)])
 def test_translation(sides: Tuple[str, ...], corpus: Corpus, tmp_path: Path) -> None:
     command = ["fairseq-train", *_translation(corpus), "--user-dir", USER_DIR, "--max-update"]
     whole, pruned = (tmp_path / name / "checkpoint_last.pt" for name in ("whole", "pruned"))
@@ -66,6 +66,7 @@ def test_translation(sides: Tuple[str, ...], corpus: Corpus, tmp_path: Path) -> 
     assert logged(run_command(*command, 1, *sizes, *again), "num_updates") == ["1"]
 
 
+@pytest.mark.long
 def test_translation_with_hydra(corpus: Corpus, tmp_path: Path) -> None:
     def run(name: str, updates: int, *overrides: Any) -> str:
         return train_by_hydra(corpus, tmp_path / name, f"optimization.max_update={updates}", *overrides)
@@ -100,7 +101,7 @@ def _lra(lm_corpus: LMCorpus, folder: Path) -> List[Any]:
     return [folder, "--arch", "luna_lra_imdb", *tiny.split(), *task.split()]
 
 
-@pytest.mark.parametrize("family", [_masked_lm, _pairs, _lra])
+@pytest.mark.parametrize("family", [_lra, *(pytest.param(f, marks=pytest.mark.long) for f in (_masked_lm, _pairs))])
 def test_encoders(family: Callable[..., List[Any]], lm_corpus: LMCorpus, tmp_path: Path) -> None:
     options = [*family(lm_corpus, tmp_path / "data"), "--user-dir", USER_DIR]
     command = ["fairseq-train", *options, *ADAM, *HERE, "--max-update"]
@@ -121,6 +122,7 @@ def test_encoders(family: Callable[..., List[Any]], lm_corpus: LMCorpus, tmp_pat
     assert "valid on 'valid' subset" in validated
 
 
+@pytest.mark.long
 def test_pruned_before_its_first_update(corpus: Corpus, tmp_path: Path) -> None:
     """With nothing to prune, the model has fewer layers from the start, and so has its checkpoint."""
     command = ["fairseq-train", *_translation(corpus), "--user-dir", USER_DIR, "--save-dir", tmp_path, "--max-update"]

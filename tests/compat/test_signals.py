@@ -71,7 +71,7 @@ CASES: Dict[str, Tuple[List[Any], Any, int, int]] = {
 }
 
 
-QUICK = ("nothing is due", "a save is due", "in a validation", "the epoch ends", "the epoch ends unsaved")
+QUICK = ("nothing is due", "in a validation", "the epoch ends unsaved")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ own() {
   [ ! -e "$folder" ] && [ ! -L "$folder" ] || [ -d "$folder" ] || fail "$folder is not a folder: set OUT to another one"
   mkdir -p "$folder"
   # In this order another script that takes it at the same moment does no harm.
-  found=$(find -H "$folder" -mindepth 1 -maxdepth 1 ! -name smoke -print -quit)
+  found=$(find -H "$folder" -mindepth 1 -maxdepth 1 ! -name smoke ! -name lost+found ! -name .DS_Store -print -quit)
   if [ -n "$found" ] && [ ! -e "$folder/$mark" ]; then
     for made; do
       # By a subshell: the name of the folder may be a pattern itself.

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 DEFAULT_OUT=multi30k-out
 THREADS=${THREADS:-1}
 . scripts/experiment.sh
-MADE=('*/hydra/.hydra' data-bin/.done)
+MADE=(data-bin/.done)
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"

@@ -20,7 +20,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=wmt14-out
 . scripts/experiment.sh
-MADE=('*/hydra/.hydra' raw/europarl.en 'archives/*.tgz*')
+MADE=(raw/europarl.en)
 RECIPE=${RECIPE:-sentencepiece}
 case $RECIPE in sentencepiece | moses) ;; *) fail "RECIPE is $RECIPE: set it to sentencepiece or moses" ;; esac
 DATA=$OUT/$RECIPE

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 _OTHER_OPTION = re.compile(r"\$\{\.*\w+(\.\w+)*\}")
 _MOST_OPTIONS = 100_000
 _ABSOLUTE = re.compile(r"\s*([/\\~]|[A-Za-z]:[/\\]|[A-Za-z][\w+.-]*://)")
-# Such as --encoder-embed-path, --load-pretrained-encoder-from, --pretrained-mlm-checkpoint.
-_FILE_OPTION = re.compile(r"(embed|model|w2v)_path$|pretrained")
+# Such as --encoder-embed-path, --load-pretrained-encoder-from, --pretrained-mlm-checkpoint; the last one is written.
+_FILE_OPTION = re.compile(r"(embed|model|w2v)_path$|pretrained|^save_predictions$")
 _MACHINE = {"plasma_path"}  # where a service of this machine is, which must be a text
 
 
@@ -112,7 +112,7 @@ def check_options(path: str, options: Any) -> None:
 
 
 def forget_files(path: str, options: Any) -> None:
-    """Take out what names a file that building the model would open, and say so.
+    """Take out what names a file that building the model, task or criterion would open or write, and say so.
 
     Args:
         path: of the checkpoint.
@@ -121,7 +121,7 @@ def forget_files(path: str, options: Any) -> None:
     if isinstance(options, Namespace):
         found = list(_files(options, ""))
     else:
-        found = [file for name in ("model", "task") for file in _files(options.get(name), name)]
+        found = [file for name in ("model", "task", "criterion") for file in _files(options.get(name), name)]
     for inside, key, where in found:
         logger.warning(
             "%s: its option %s is %r, of the machine that it comes from: it is not opened; give your own if it is "

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from typing import Any
 
 from luna_fairseq.compat._replace import replaces
@@ -88,3 +89,23 @@ def refuse_a_missing_file(original: Any, self: Any, filename: str, *args: Any, *
             "newest one of --save-dir"
         )
     return original(self, filename, *args, **kwargs)
+
+
+@replaces(
+    "fairseq.checkpoint_utils",
+    "verify_checkpoint_directory",
+    fairseq="writes a file named dummy into --save-dir to see whether it can, and removes it, whosever it was",
+    here="the file has a name that nobody else has, and the error names the folder",
+    since="fairseq 0.12.3",
+)
+def try_to_write(original: Any, save_dir: str) -> None:
+    try:
+        os.makedirs(save_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=save_dir):
+            pass
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"nothing can be written there ({error.strerror}): make room or name another --save-dir",
+            save_dir,
+        ) from error

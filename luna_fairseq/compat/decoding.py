@@ -88,3 +88,39 @@ def find_sentences_of_diverse_beams(
         places = original_batch_idxs.unsqueeze(1).eq(self.first_batch_idxs)
         original_batch_idxs = places.int().argmax(dim=1)
     return original(self, step, lprobs, scores, prev_output_tokens, original_batch_idxs)
+
+
+def refuse_training(mode: bool = True) -> None:
+    """What stands in the place of a model's ``train`` when it was made fast for generation.
+
+    Raises:
+        RuntimeError: if it is to train.
+    """
+    if mode:
+        raise RuntimeError("the model was made for generation and cannot be trained: load it once more for that")
+
+
+@replaces(
+    "fairseq.models.BaseFairseqModel",
+    "make_generation_fast_",
+    fairseq="leaves a local function on a model of the hub, which therefore cannot be pickled",
+    here="it is a function of a module, and the model can be pickled",
+    since="fairseq 0.12.3",
+)
+def leave_no_local_function(original: Any, self: Any, **kwargs: Any) -> None:
+    original(self, **kwargs)
+    if "train" in vars(self):
+        self.train = refuse_training
+
+
+@replaces(
+    "fairseq.tasks.fairseq_task.StatefulContainer",
+    "__getattr__",
+    fairseq="looks into the state of a task that is being copied, and does so for ever",
+    here="a task, and with it a hub, can be copied",
+    since="fairseq 0.12.3",
+)
+def look_up_what_is_there(original: Any, self: Any, name: str) -> Any:
+    if name.startswith("_"):  # its own, which are found where they are
+        raise AttributeError(name)
+    return original(self, name)

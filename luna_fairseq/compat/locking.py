@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Set
 
 from luna_fairseq.compat._replace import replaces
 
@@ -22,6 +22,7 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # Folder -> descriptor. The system frees the lock when the process is gone, however it ended.
 _held: Dict[str, int] = {}
+_made: Set[str] = set()  # the folders that were not there before
 
 
 def hold(folder: str) -> bool:
@@ -36,7 +37,9 @@ def hold(folder: str) -> bool:
     folder = os.path.realpath(folder)
     if folder in _held:
         return True
-    os.makedirs(folder, exist_ok=True)
+    if not os.path.isdir(folder):
+        os.makedirs(folder, exist_ok=True)
+        _made.add(folder)
     path = os.path.join(folder, NAME)
     while True:
         # Closed in programs that are started; see _forget for forks.
@@ -103,6 +106,8 @@ def _release() -> None:
         folder, descriptor = _held.popitem()
         with contextlib.suppress(OSError):  # may have become read-only
             os.unlink(os.path.join(folder, NAME))
+            if folder in _made:
+                os.rmdir(folder)  # unless something was saved
         os.close(descriptor)
 
 

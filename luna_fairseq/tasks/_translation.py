@@ -90,16 +90,20 @@ class CheckedTranslationTask(TranslationTask):
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Batches of a dataset.
 
-        A line that was typed and is too long is cut, unless such lines are to be skipped; fairseq would end the whole
-        session.
+        A line that was typed and is too long is cut, unless such lines are to be skipped, and a batch has room for
+        every line; fairseq would end the whole session.
         """
-        if isinstance(dataset, _TypedLines):
-            asked = named(super().get_batch_iterator, dataset, *args, **kwargs)
-            if not asked.get("ignore_invalid_inputs"):
-                lines = [self.cut(tokens) for tokens in dataset.src]
-                lengths = [tokens.numel() for tokens in lines]
-                dataset = super().build_dataset_for_inference(lines, lengths, constraints=dataset.constraints)
-        return super().get_batch_iterator(dataset, *args, **kwargs)
+        if not isinstance(dataset, _TypedLines):
+            return super().get_batch_iterator(dataset, *args, **kwargs)
+        asked = named(super().get_batch_iterator, dataset, *args, **kwargs)
+        if not asked.get("ignore_invalid_inputs"):
+            lines = [self.cut(tokens) for tokens in dataset.src]
+            lengths = [tokens.numel() for tokens in lines]
+            asked["dataset"] = super().build_dataset_for_inference(lines, lengths, constraints=dataset.constraints)
+        if asked.get("max_tokens") is not None:  # in a hub that of the training
+            longest = max((tokens.numel() for tokens in asked["dataset"].src), default=0)
+            asked["max_tokens"] = max(asked["max_tokens"], longest)
+        return super().get_batch_iterator(**asked)
 
 
 compat.tasks.replace_task(

@@ -241,6 +241,24 @@ def test_no_file_of_another_machine_is_opened(
         _hub(path, corpus, encoder_embed_path="mine.txt", decoder_embed_path="mine.txt")
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_no_file_is_written_for_a_checkpoint(old: bool, corpus: Corpus, change: Any, tmp_path: Path) -> None:
+    """Validation builds the criterion that the checkpoint names."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    criterion = {"ranking_head_name": "h", "num_classes": 2, "save_predictions": str(mine)}
+
+    def work(state: Dict[str, Any]) -> None:
+        state["cfg"]["criterion"] = {"_name": "sentence_ranking", **criterion}
+        if old:
+            state.update(args=_old(state, **{**criterion, "criterion": "sentence_ranking"}), cfg=None)
+
+    validate = [corpus.data, "--user-dir", USER_DIR, "--path", change(work), "--cpu", "--task", "translation"]
+    output = run_command("fairseq-validate", *validate, "--max-tokens", 100, "--num-workers", 0, code=-1)
+    assert f"save_predictions is '{mine}', of the machine that it comes from" in output
+    assert mine.read_text() == "mine"
+
+
 # ----------------------------------------------------------------------------------------------------- archives
 @pytest.mark.parametrize("what", ["data", "model", "command"])
 def test_no_archive_is_unpacked(what: str, corpus: Corpus, run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The hub of a translation model: long inputs, and several callers at the same time."""
 
+import copy
 import dataclasses
+import pickle
 import threading
 from typing import Any, Callable, Dict, List
 
@@ -60,6 +62,28 @@ def test_long_inputs_are_cut_and_stay_the_callers(
     want = short.generate([read])[0][0]["tokens"]
     hypos = found if shape == "tensor" else found[-1]
     assert torch.equal(hypos[0]["tokens"], want)
+
+
+def test_a_batch_of_the_training_may_be_smaller_than_a_sentence(hub: GeneratorHubInterface) -> None:
+    small = copy.copy(hub)
+    small.cfg = copy.deepcopy(hub.cfg)
+    small.cfg.dataset.max_tokens = 8
+    sentences = [hub.encode(LONG), hub.encode("w1 w2")]
+    for skip in (False, True):
+        found = small.generate(sentences, skip_invalid_size_inputs=skip)
+        wanted = hub.generate(sentences, skip_invalid_size_inputs=skip)
+        assert all(torch.equal(a[0]["tokens"], b[0]["tokens"]) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_hub_can_be_copied_and_its_model_pickled(hub: GeneratorHubInterface) -> None:
+    sentence = hub.encode("w1 w2 w3")
+    wanted = hub.generate(sentence)[0]["tokens"]  # and so it was made fast
+    assert hub.models[0]._is_generation_fast
+    assert torch.equal(copy.deepcopy(hub).generate(sentence)[0]["tokens"], wanted)
+    pickled = GeneratorHubInterface(hub.cfg, hub.task, [pickle.loads(pickle.dumps(hub.models[0]))])
+    assert torch.equal(pickled.generate(sentence)[0]["tokens"], wanted)
+    with pytest.raises(RuntimeError, match="made for generation"):
+        pickled.models[0].train()
 
 
 def test_who_skips_long_inputs_skips_them(short: GeneratorHubInterface, caplog: pytest.LogCaptureFixture) -> None:

@@ -130,16 +130,33 @@ def test_a_folder_is_taken_and_made_anew(there: str, home: Path, tmp_path: Path)
     assert snapshot(home) == before
 
 
+def test_a_run_of_another_script_is_no_proof(home: Path, tmp_path: Path) -> None:
+    """Of torchrun.sh, say, which is given any folder."""
+    (home / "run" / "hydra" / ".hydra").mkdir(parents=True)
+    source = tmp_path / "source"
+    source.mkdir()
+    for split in ("train", "val", "test_2016_flickr"):
+        for language in ("en", "de"):
+            (source / f"{split}.{language}").touch()
+    before = snapshot(home)
+    assert "which this script did not make" in _run("multi30k", ["prepare", str(source)], home, home)
+    assert snapshot(home) == before
+
+
+def test_a_new_disk_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    run_shell('own "$1"', tmp_path)
+    assert (tmp_path / ".made-by-it").exists()
+
+
 @pytest.mark.parametrize(
     ("script", "made", "content"),
     [
         ("multi30k", "data-bin/.done", ""),
-        ("multi30k", "multi30k_luna/hydra/.hydra/config.yaml", ""),
         ("masked_lm", "wikitext2_roberta/hydra/.hydra/config.yaml", ""),
         ("lra", "listops.luna_16/hydra/.hydra/config.yaml", ""),
         ("lra", "data/listops/settings.json", "{}"),
         ("wmt14", "raw/europarl.en", ""),
-        ("wmt14", "archives/test.tgz.part", ""),
         ("torchrun", "checkpoints/checkpoint_last.pt", ""),
         ("demo", "settings", "24000\n500\n2000\n--arch\nluna_base_untied\n"),
     ],

@@ -13,6 +13,7 @@ import logging
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -51,6 +52,7 @@ from fairseq.optim.sgd import SGD
 from fairseq.search import DiverseBeamSearch
 from fairseq.sequence_generator import EnsembleModel, EnsembleModelWithAlignment
 from fairseq.tasks import FairseqTask
+from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.masked_lm import MaskedLMConfig
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
@@ -269,6 +271,12 @@ def load_newest(folder: Path, patch: Patch) -> None:
 def refuse_a_missing_file(folder: Path, patch: Patch) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: correct --restore-file"):
         make_trainer(folder).load_checkpoint(str(folder / "nowhere.pt"))
+
+
+def try_to_write(folder: Path, patch: Patch) -> None:
+    (folder / "dummy").write_text("mine")
+    checkpoint_utils.verify_checkpoint_directory(str(folder))
+    assert (folder / "dummy").read_text() == "mine" and len(list(folder.iterdir())) == 1
 
 
 # matching
@@ -799,6 +807,21 @@ def find_sentences_of_diverse_beams(folder: Path, patch: Patch) -> None:
             found.append(diverse.step(step, lprobs, scores, None, batch))
     for one, other in zip(found[:3], found[3:], strict=True):
         assert all(map(torch.equal, one, other))
+
+
+def leave_no_local_function(folder: Path, patch: Patch) -> None:
+    model = make_model()
+    model.make_generation_fast_()
+    assert pickle.loads(pickle.dumps(model.train))(False) is None
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        model.train()
+
+
+def look_up_what_is_there(folder: Path, patch: Patch) -> None:
+    state = StatefulContainer()
+    state.add_factory("a", int)
+    again = copy.copy(state)
+    assert again.a == 0 and not hasattr(again, "b")
 
 
 # ending

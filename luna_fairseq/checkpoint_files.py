@@ -163,14 +163,24 @@ def checkpoints_of(folder: str) -> List[str]:
     )
 
 
-def _progress(path: str) -> Tuple[int, int, int, bool]:
-    """How far a checkpoint is: updates, epoch, batches of the epoch, and whether it holds the optimizer's state.
-
-    The tensors stay on the disk.
-    """
+def _look(path: Union[str, Path]) -> Any:
+    """What a checkpoint holds; its tensors stay on the disk."""
     with open(path, "rb") as file:
         mapped = file.read(len(_ZIP)) == _ZIP  # torch's format of before 1.6 cannot be
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def is_average(path: Union[str, Path]) -> bool:
+    """Whether ``luna-fairseq average`` has made a file."""
+    try:
+        return "averaged" in _look(path)["extra_state"]
+    except Exception:  # whatever another file makes torch raise
+        return False
+
+
+def _progress(path: str) -> Tuple[int, int, int, bool]:
+    """How far a checkpoint is: updates, epoch, batches of the epoch, and whether it holds the optimizer's state."""
+    state = _look(path)
     history, place = state.get("optimizer_history"), (state.get("extra_state") or {}).get("train_iterator") or {}
     updates = history[-1].get("num_updates", 0) if history else 0
     return updates, place.get("epoch", 0), place.get("iterations_in_epoch", 0), "last_optimizer_state" in state

@@ -13,7 +13,7 @@ def _average(args: argparse.Namespace) -> None:
 
     plugin.load()  # today's torch loads no fairseq checkpoint without it
     from luna_fairseq.average import average_checkpoints, last_checkpoints
-    from luna_fairseq.checkpoint_files import save_atomically
+    from luna_fairseq.checkpoint_files import is_average, save_atomically
     from luna_fairseq.model_card import card_path, read_scores, write_card
     from luna_fairseq.outputs import replaceable
 
@@ -31,6 +31,8 @@ def _average(args: argparse.Namespace) -> None:
         or re.fullmatch(r"checkpoint(\d+|_\d+_\d+|_last|_best\S*)\.pt", output.name)
     ):
         raise ValueError(f"{output} is a checkpoint of a run, with its optimizer: name another --output")
+    if output.exists() and output.stat().st_size and not is_average(output):
+        raise ValueError(f"{output} is there, and luna-fairseq average did not make it: name another --output")
     card = card_path(output)
     replaceable(card)
     read_scores(card)  # no other file is written over

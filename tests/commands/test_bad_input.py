@@ -198,4 +198,10 @@ def test_average_refuses_what_does_not_belong_together(corpus: Corpus, tmp_path:
         output = run_command("luna-fairseq", "average", "--inputs", inputs[1], "--output", output_file, code=1)
         assert "is a checkpoint of a run, with its optimizer: name another --output" in _last_line(output)
     assert inputs[1].read_bytes() == before
+    (tmp_path / "kept.pt").write_bytes(before)
+    (tmp_path / "notes.txt").write_text("mine")
+    for other, content in (("kept.pt", before), ("notes.txt", b"mine")):
+        output = run_command("luna-fairseq", "average", "--inputs", inputs[1], "--output", tmp_path / other, code=1)
+        assert "luna-fairseq average did not make it: name another --output" in _last_line(output)
+        assert (tmp_path / other).read_bytes() == content
     assert len(generate(corpus, inputs[1]).splitlines()) > 11

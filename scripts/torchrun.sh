@@ -131,6 +131,6 @@ if [ "$code" != 0 ] && [ -n "$stopped" ]; then
   echo "$(basename "$0"): interrupted by SIG$stopped: the same command goes on from the last checkpoint" >&2
   exit $((128 + $(kill -l "$stopped")))
 fi
-[ "$code" = 0 ] || fail "training stopped: $(cat "$OUT/failed" 2> /dev/null || echo "torchrun says why above") (log: $OUT/train.log)"
+[ "$code" = 0 ] || fail "training stopped: $(head -n 1 "$OUT/failed" 2> /dev/null || echo "torchrun says why above") (log: $OUT/train.log)"
 check_trained "$OUT"
 touch "$OUT/.trained"

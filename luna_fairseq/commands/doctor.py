@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import signal
-from typing import List
+from typing import Any, List
 
 from luna_fairseq.console import run
 
@@ -41,6 +41,10 @@ def _examine(args: argparse.Namespace) -> bool:
     return not failed
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -51,6 +55,7 @@ def main(prog: str, arguments: List[str]) -> int:
         "--device", nargs="+", default=[], metavar="DEVICE", help="cpu, cuda or cuda:N; default: all that are there"
     )
     args = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, _interrupt)  # the trainings of the examination leave it alone then
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that is closed, but not under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells when it starts and stops

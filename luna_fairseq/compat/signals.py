@@ -46,7 +46,7 @@ class Watch:
         """Listen to the signals that nobody ignores or listens to, as far as this thread may."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                if _is_usual(number):
                     self._before[number] = signal.signal(number, self.hear)
 
     def end(self) -> None:
@@ -84,6 +84,11 @@ class Watch:
 
 
 _watch: Optional[Watch] = None
+
+
+def _is_usual(number: int) -> bool:
+    """Whether nobody listens to a signal or ignores it."""
+    return signal.getsignal(number) is (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _is_training(frame: Any) -> bool:
@@ -256,11 +261,33 @@ def obey_the_training_alone(original: Any) -> Any:
     return Watchdog
 
 
+@replaces(
+    "torch.utils.data.dataloader._MultiProcessingDataLoaderIter",
+    "__init__",
+    fairseq="has data workers of torch's, which die of a signal that comes while they start",
+    here="the signal waits until a worker can leave it to the training",
+    since="torch 2.13",
+)
+def start_undisturbed(original: Any, self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
+    """A worker is forked with the signals that its parent blocks."""
+    context = loader.multiprocessing_context or multiprocessing
+    if _watch is None or context.get_start_method() != "fork":
+        original(self, loader, *args, **kwargs)
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        original(self, loader, *args, **kwargs)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to(parent: int) -> None:
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS} - {signal.SIGTERM})
     if not hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return
     # torch ends workers by SIGTERM, so that it matters who has sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -286,7 +313,7 @@ def _passed_on() -> Iterator[List[int]]:
                 os.kill(child.pid or os.getpid(), number)
 
     for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+        if _is_usual(number):
             before[number] = signal.signal(number, pass_on)
     try:
         yield passed

@@ -58,6 +58,7 @@ from fairseq.tasks.translation import TranslationConfig
 from fairseq.trainer import Trainer
 from hydra._internal import utils as hydra_utils
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker
 
 from luna_fairseq.compat import REPAIRS, commands, locking, signals
@@ -958,6 +959,13 @@ def obey_the_training_alone(folder: Path, patch: Patch) -> None:
     patch.setattr(signals, "_leave_signals_to", obeyed.append)
     worker.ManagerWatchdog()
     assert obeyed == [12]
+
+
+def start_undisturbed(folder: Path, patch: Patch) -> None:
+    _watch(patch, heard=0)
+    # Before the worker listens.
+    loader = DataLoader(range(4), num_workers=1, worker_init_fn=lambda _: os.kill(os.getpid(), signal.SIGHUP))  # type: ignore[arg-type]
+    assert len(list(loader)) == 4
 
 
 def pass_signals_on(folder: Path, patch: Patch) -> None:

@@ -50,9 +50,11 @@ class Watch:
                     self._before[number] = signal.signal(number, self.hear)
 
     def end(self) -> None:
-        """Give the signals back."""
+        """Give the signals back, but for those that somebody else has taken meanwhile."""
         while self._before:
-            signal.signal(*self._before.popitem())
+            number, before = self._before.popitem()
+            if signal.getsignal(number) == self.hear:
+                signal.signal(number, before)
 
     def hear(self, number: int, frame: Any) -> None:
         """Note the first signal, end the process at the second."""

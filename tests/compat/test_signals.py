@@ -232,6 +232,24 @@ def test_no_signal_is_listened_to_without_a_training() -> None:
         watch.end()
 
 
+def test_who_listens_keeps_the_signal() -> None:
+    """Before a training and after it, as the commands of the plugin do."""
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        watch = signals.Watch()
+        watch.begin()
+        assert signal.getsignal(signal.SIGTERM) == watch.hear
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        watch.end()
+        watch.begin()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        watch.end()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_processes_agree() -> None:
     """Each tells what it has heard; they know the sum of it."""
     watch = signals.Watch()

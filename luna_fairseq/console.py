@@ -26,7 +26,7 @@ def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
     Returns:
         the exit code.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a file shows what is done, too
     known: Tuple[Type[Exception], ...] = (PreparationError, *errors)
@@ -42,6 +42,8 @@ def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted: run the same command again", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)  # for a program that goes on with something else
     return 0
 
 

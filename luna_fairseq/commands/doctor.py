@@ -55,10 +55,16 @@ def main(prog: str, arguments: List[str]) -> int:
         "--device", nargs="+", default=[], metavar="DEVICE", help="cpu, cuda or cuda:N; default: all that are there"
     )
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, _interrupt)  # the trainings of the examination leave it alone then
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that is closed, but not under nohup
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    # The trainings of the examination leave them alone then. A terminal that is closed, but not under nohup, counts.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells when it starts and stops
     healthy: List[bool] = []
-    code = run(prog, lambda: healthy.append(_examine(args)), ValueError)
+    try:
+        code = run(prog, lambda: healthy.append(_examine(args)), ValueError)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return code or int(not healthy[0])

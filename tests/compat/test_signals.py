@@ -221,6 +221,8 @@ def test_after_the_training_signals_do_what_they_did(corpus: Corpus, tmp_path: P
 
 
 def test_no_signal_is_listened_to_without_a_training() -> None:
+    if signals._watch is not None:
+        signals._watch.end()  # of a training in this process
     watch = signals.Watch()
     watch.begin()
     try:
@@ -234,6 +236,8 @@ def test_no_signal_is_listened_to_without_a_training() -> None:
 
 def test_who_listens_keeps_the_signal() -> None:
     """Before a training and after it, as the commands of the plugin do."""
+    if signals._watch is not None:
+        signals._watch.end()
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

@@ -56,7 +56,8 @@ def train_here(
         code = 70
         try:
             os.setsid()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker of pytest-xdist has a handler of its own
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a process that has just begun
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)

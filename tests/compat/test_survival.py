@@ -271,8 +271,10 @@ def test_average_on_a_full_disk(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "average.pt"
-    output.write_bytes(b"the old one")
+    average = ["average", "--inputs", str(whole / "checkpoint_1_2.pt"), "--output", str(output)]
+    assert cli.main(average) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(checkpoint_files, "open", _full_disk("average.pt"), raising=False)
-    assert cli.main(["average", "--inputs", str(whole / "checkpoint_1_2.pt"), "--output", str(output)]) == 1
+    assert cli.main(average) == 1
     assert f"luna-fairseq average: {output} was not written (No space left on device)" in capsys.readouterr().err
-    assert output.read_bytes() == b"the old one" and [path.name for path in tmp_path.iterdir()] == ["average.pt"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

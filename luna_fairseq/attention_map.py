@@ -49,8 +49,8 @@ class AttentionMap:
         panels.update({f"head {number}": (head, self.target) for number, head in enumerate(self.heads)})
         rows = [str(row) for row in range(self.packed.size(1))]
         panels["packed rows"] = (self.packed.mean(dim=0), rows)
-        columns = min(5, len(panels))
-        lines = -(-len(panels) // columns)
+        lines = -(-len(panels) // 5)
+        columns = -(-len(panels) // lines)  # no line is much emptier than the others
         size = (1 + 0.22 * len(self.source), 1 + 0.22 * max(len(self.target), len(rows)))
         figure, axes = pyplot.subplots(
             lines, columns, figsize=(size[0] * columns, size[1] * lines), squeeze=False, layout="constrained"

@@ -5,6 +5,9 @@ from typing import Any
 
 from luna_fairseq.data.files import whole_file
 
+# Okabe and Ito's colours, which people with any kind of colour blindness tell apart; the lightest is left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
 
 def load_pyplot() -> Any:
     """``matplotlib.pyplot``, set to draw into files.
@@ -18,9 +21,21 @@ def load_pyplot() -> Any:
         raise ValueError("a picture needs matplotlib: pip install matplotlib, or leave the picture out") from error
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "luna"  # the same picture from the same numbers
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
     from matplotlib import pyplot
 
     return pyplot
+
+
+def legend_below(figure: Any, axis: Any, columns: int) -> None:
+    """The legend of one panel, for all of them, below the picture: it covers no line.
+
+    Args:
+        figure: with the layout ``constrained``, which makes room.
+        axis: whose lines are named.
+        columns: of the legend.
+    """
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def save(figure: Any, path: Path) -> None:

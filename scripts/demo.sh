@@ -4,7 +4,8 @@
 #   scripts/demo.sh [OUT]            OUT (or the variable OUT) is the folder to write to: demo-out
 #   SMOKE=1 scripts/demo.sh [OUT]    a tiny corpus and a few updates, in seconds: demo-out/smoke
 #
-# It can be interrupted and run again: training goes on from its last checkpoint.
+# It can be interrupted and run again: training goes on from its last checkpoint, and is skipped when it is finished. The
+# other steps take seconds and are done again.
 set -euo pipefail
 CALLER=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -33,6 +34,7 @@ TRAINING=(
     --no-epoch-checkpoints
 )
 
+TRAINED=
 OUT=${1:-${OUT:-}} SMOKE=''  # the folder stays as it is named, in a smoke run, too
 . scripts/experiment.sh
 
@@ -87,11 +89,12 @@ check_step "$code" preprocess
 
 step "4/7 fairseq-train, $UPDATES updates: $OUT/checkpoints"
 progress() {
-    sed -nuE -e 's/.* (loss=[^ ]+), .*(num_updates=[^,]+), (lr=[^,]+),.*( wall=.*)/\2 \1 \3\4 s/p' \
-        -e "s/.*valid on 'valid' subset (\| loss [^ ]+) .*(\| ppl [^ ]+) .*/  valid \1 \2/p"
+    sed -nuE -e 's/.* (loss=[^ ]+), .*num_updates=([^,]+), (lr=[^,]+),.*( wall=.*)/update \2: \1 \3\4 s/p' \
+        -e "s/.*valid on 'valid' subset \| loss ([^ ]+) .*\| ppl ([^ ]+) .*\| num_updates ([^ ]+).*/update \3: validation loss=\1 ppl=\2/p"
 }
 if [[ -n $(find "$OUT/checkpoints" -maxdepth 1 -name "checkpoint_*_$UPDATES.pt" 2>/dev/null) ]]; then
-    echo "already done"
+    echo "already done in an earlier run: skipped (the other steps take seconds, and are done again)"
+    TRAINED=', without the training, which was done before'
 else
     # On a CPU much of the time goes into page faults: glibc should keep what is freed, in large pages.
     code=0
@@ -132,7 +135,7 @@ checkpoints         $OUT/checkpoints
 averaged            $OUT/averaged.pt
 logs                $OUT/logs (train.log, generate.log and others)
 translations        $OUT/translations.de
-time                $SECONDS seconds
+time                $SECONDS seconds$TRAINED
 BLEU                $BLEU
 
 The corpus is synthetic: this BLEU shows that the tools work together, and says nothing about real translation.

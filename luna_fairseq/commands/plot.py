@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from luna_fairseq import console
-from luna_fairseq.pictures import load_pyplot, save
+from luna_fairseq.pictures import legend_below, load_pyplot, save
 
 DESCRIPTION = """What training did, of one or more runs, as one picture from fairseq's own logs.
 
@@ -129,7 +129,7 @@ def draw(
                     color=f"C{number}", label=f"{run.name}, {split}", **style,
                 )  # fmt: skip
         axis.set(xlabel=time, ylabel=PANELS[panel], yscale="log" if panel == "ppl" else "linear")
-    axes[0, 0].legend(fontsize="x-small")
+    legend_below(figure, axes[0, 0], min(3, len(runs)))
     save(figure, output)
 
 

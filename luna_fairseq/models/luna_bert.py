@@ -253,7 +253,7 @@ class LunaBertModel(RobertaModel):
 
     @classmethod
     def hub_models(cls) -> Dict[str, Any]:
-        return {}  # the published models must be downloaded by hand: see the README
+        return {}  # the published models must be downloaded by hand: see docs/masked-lm.md
 
     @classmethod
     def from_pretrained(

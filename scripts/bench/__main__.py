@@ -4,12 +4,13 @@
     python -m scripts.bench attention --threads 1    one part
     python -m scripts.bench --full                   the paper's vocabulary and larger batches
     python -m scripts.bench --report benchmark.json  the tables of a finished run, as Markdown
+    python -m scripts.bench --draw benchmark.json    its pictures, into OUTPUT
 
 Whatever is compared is timed in turn in one process, after a round to warm up; the medians count, and the
 spread is (slowest - fastest) / median. Peak memory of one layer on a CPU is what torch has allocated, of a whole
 model what is resident in a process of its own. Before it is timed, every Luna attention is held to a transcription of
-the paper's formulas in float64; there is no speed for one that differs. OUTPUT gets benchmark.json, and attention.svg
-(which needs: pip install '.[plots]').
+the paper's formulas in float64; there is no speed for one that differs. OUTPUT gets benchmark.json, and two
+pictures (which need: pip install '.[plots]').
 """
 
 import argparse
@@ -43,6 +44,17 @@ def read_before(results: Path) -> Dict[str, Any]:
     return before
 
 
+def draw_pictures(found: Dict[str, Any], folder: Path) -> int:
+    """Draw what a run has found; returns the exit code: 1, and a line, if that cannot be done."""
+    try:
+        if "attention" in found:
+            draw(found["attention"], found["sizes"]["tokens"], folder)
+    except ValueError as error:
+        print(f"{PROG}: no pictures: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main() -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -59,11 +71,17 @@ def main() -> int:
         "--output", type=Path, default=Path("bench-out"), help="a folder; finished parts are kept there"
     )
     parser.add_argument("--report", type=Path, metavar="JSON", help="print the tables of a finished run")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="draw the pictures of a finished run")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.report:
         print(report(json.loads(args.report.read_text())), end="")
         return 0
+    logging.disable(logging.INFO)
+    if args.draw:
+        found = json.loads(args.draw.read_text())
+        args.output.mkdir(parents=True, exist_ok=True)
+        return draw_pictures(found, args.output)
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     args.dtype = args.dtype or ("bfloat16" if args.full else "float32")
@@ -72,7 +90,6 @@ def main() -> int:
         sizes["lengths"] = tuple(args.lengths)
     for name, value in sizes.items():
         setattr(args, name, value)
-    logging.disable(logging.INFO)
     torch.set_num_threads(args.threads)
     args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.memory_of:
@@ -92,11 +109,7 @@ def main() -> int:
             return 1
         results.write_text(json.dumps(found, indent=1) + "\n")
     print(report(found), end="")
-    if "attention" in found:
-        try:
-            draw(found["attention"], sizes["tokens"], args.output / "attention.svg")
-        except ValueError as error:
-            print(f"{PROG}: no attention.svg: {error}", file=sys.stderr)
+    draw_pictures(found, args.output)  # the figures are there, with matplotlib or without
     return 0
 
 

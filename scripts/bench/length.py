@@ -22,7 +22,7 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 from luna_fairseq.measuring import interleaved
 from luna_fairseq.models.lra import CLS
-from luna_fairseq.pictures import load_pyplot, save
+from luna_fairseq.pictures import legend_below, load_pyplot, save
 from scripts.bench.measuring import in_own_process, keep_memory, machine, peak_bytes
 
 LENGTHS = (1000, 2000, 3000, 4000)
@@ -111,16 +111,19 @@ def measure(args: argparse.Namespace, device: torch.device) -> Dict[str, Dict[in
 def draw(found: Dict[str, Dict[int, Tuple[float, float]]], output: Path) -> None:
     """The two ratios against the length."""
     pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     base = found["Transformer"]
-    for name, values in found.items():
-        lengths = list(values)
-        axes[0].plot(lengths, [values[n][0] / base[n][0] for n in lengths], marker="o", label=name)
-        axes[1].plot(lengths, [values[n][1] / base[n][1] for n in lengths], marker="o", label=name)
-    for axis, title, published in zip(axes, ("training speed", "peak memory"), PAPER, strict=True):
-        axis.plot([4000], [published], "k*", label="Luna-256 in the paper")
-        axis.set(title=f"{title}, Transformer = 1", xlabel="bytes", ylim=(0, None))
-    axes[0].legend(fontsize="small")
+    markers = {name: "so^Dvp*"[number % 7] for number, name in enumerate(found)}
+    for axis, what in zip(axes, (0, 1), strict=True):
+        for name, values in found.items():
+            ratios = [values[n][what] / base[n][what] for n in values]
+            line = {"color": "black", "linestyle": ":"} if name == "Transformer" else {}
+            axis.plot(list(values), ratios, marker=markers[name], label=name, **line)
+        axis.plot([4000], [PAPER[what]], "k*", markersize=10, label="Luna-256 in the paper (a V100)")
+        title = ("training speed", "peak memory")[what]
+        axis.set(title=f"{title}, Transformer = 1", xlabel="bytes", ylim=(0, None), xticks=list(base))
+        axis.grid(alpha=0.3)
+    legend_below(figure, axes[0], min(5, len(found) + 1))
     save(figure, output)
 
 

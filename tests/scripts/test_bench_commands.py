@@ -1,4 +1,4 @@
-"""The smaller commands of scripts/bench, started as the README says: training by length, and of configs."""
+"""The smaller commands of scripts/bench, started as the documentation says: training by length, and of configs."""
 
 import re
 import subprocess

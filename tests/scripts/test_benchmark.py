@@ -129,10 +129,10 @@ def test_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("name", ["benchmark.json", "growth.json"])
-def test_the_readme_has_the_report_of_the_run(name: str) -> None:
+def test_the_documentation_has_the_report_of_the_run(name: str) -> None:
     found = json.loads((ROOT / "docs" / name).read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert report(found) in readme, f"run: python -m scripts.bench --report docs/{name}"
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert report(found) in page, f"run: python -m scripts.bench --report docs/{name}"
 
 
 def test_growth_is_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:

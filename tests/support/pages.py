@@ -73,7 +73,7 @@ def section_commands(page: str, title: str) -> List[str]:
 
 def hardware(block: str) -> str:
     """What a block says that it needs, in a comment on its first line; nothing if it says nothing."""
-    found = re.match(r"# (.*(?:GPU|hour|network|clone of your own).*)\n", block)
+    found = re.match(r"# (.*(?:GPU|hour|network|idle).*)\n", block)
     return found[1] if found else ""
 
 

@@ -100,7 +100,7 @@ json_value() {
   grep -oE "\"$2\": (\"[^\"]*\"|[0-9.]+)" "$1" | sed -n '1s/^[^:]*: "\{0,1\}\([^"]*\)"\{0,1\}$/\1/p'
 }
 
-USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see docs/install.md"
+USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
 check_path "$USER_DIR"
 
 # check_config CONFIG_DIR NAME
@@ -175,7 +175,7 @@ average_run() {
 # preprocess WORKERS TEXT DATA LOG: OUT/DATA of OUT/TEXT/{train,valid,test}.{en,de}, with one dictionary.
 preprocess() {
   local tool root=$PWD code=0
-  tool=$(type -P fairseq-preprocess) || fail "fairseq-preprocess is not on the PATH: see docs/install.md"
+  tool=$(type -P fairseq-preprocess) || fail "fairseq-preprocess is not on the PATH: see the README"
   [[ $tool == /* ]] || tool=$PWD/$tool
   cd "$OUT"  # at a comma in a name fairseq separates files
   logged "$4" "$tool" --source-lang en --target-lang de --joined-dictionary --workers "$1" \

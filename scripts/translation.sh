@@ -1,5 +1,6 @@
 # What the scripts that train translation share; sourced by them after experiment.sh.
 
+GENERATE=()
 # The folder of a run.
 run_of() { echo "$OUT/$1${TAG:+-$TAG}"; }
 
@@ -39,7 +40,7 @@ take_translations() {
 }
 
 # score_translation TEST_SET NAME...: average of the last 5 epochs, beam 5, BLEU on the test part of OUT/data-bin, whose
-# text is OUT/text/test.raw.de.
+# text is OUT/text/test.raw.de; GENERATE has more options of fairseq-generate.
 score_translation() {
   local test_set=$1 name folder cpu=()
   shift
@@ -52,7 +53,7 @@ score_translation() {
     has_gpu || cpu=(--cpu)
     logged "$folder/generate.log" fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$folder/average.pt" \
       "${cpu[@]}" --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 \
-      --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" \
+      --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" "${GENERATE[@]}" \
       || fail_with $? "generation failed: see $folder/generate.log"
     take_translations "$folder/generate.log" "$OUT/text/test.raw.de" "$folder/test.de"
     job sacrebleu "$OUT/text/test.raw.de" -i "$folder/test.de" -w 2 > "$folder/bleu.json"

@@ -56,6 +56,15 @@ def test_translation(clone: Path) -> None:
     assert (clone / "out" / "smoke" / name / "hydra" / ".hydra").is_dir()
     assert not {path.name for path in clone.iterdir()} - {"scripts", "configs", "luna_fairseq", "text", "out"}
 
+    # The same sentences, joined into documents.
+    long = {"OUT": "long", "FROM": "out", "LENGTH": "100"}
+    assert f"prepared: {clone}/long/smoke/data-bin" in _run(clone, "scripts/documents.sh", "prepare", **long)
+    assert "already prepared" in _run(clone, "scripts/documents.sh", "prepare", **long)
+    lengths = [
+        len(line.split()) for line in (clone / "long" / "smoke" / "text" / "train.en").read_text().splitlines()
+    ]
+    assert len(lengths) < 200 and 80 < max(lengths) < 100
+
     # Another model learns from its translations.
     distill = {"OUT": "distilled", "FROM": "out", "FILTER_OPTIONS": "--ratio 1000"}
     assert "part 2 of 2" in _run(clone, "scripts/distill.sh", "translate", name, **distill)

@@ -39,6 +39,7 @@ def _commands(home: Path) -> Dict[str, List[str]]:
         "lra": ["prepare", "listops"],
         "wmt14": ["download"],
         "distill": ["translate", "teacher"],
+        "documents": ["prepare"],
         "torchrun": [],
     }
 
@@ -61,7 +62,9 @@ def _run(script: str, arguments: List[str], out: Any, cwd: Path, code: Optional[
 @pytest.mark.parametrize(
     "out", ["{home}", ".", "{home}/", "../home", "../link", "../link/sub/..", "{home}/bin/mytool"]
 )
-@pytest.mark.parametrize("script", ["demo", "multi30k", "masked_lm", "lra", "wmt14", "distill", "torchrun"])
+@pytest.mark.parametrize(
+    "script", ["demo", "multi30k", "masked_lm", "lra", "wmt14", "distill", "documents", "torchrun"]
+)
 def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("home")
     before = snapshot(home)

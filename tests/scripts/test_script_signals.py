@@ -41,6 +41,9 @@ LONG = [
     ("distill translate teacher", "fairseq-generate"),
     ("distill filter", "luna-fairseq prepare distilled"),
     ("distill filter", "fairseq-preprocess"),
+    ("documents prepare", "luna-fairseq prepare documents"),
+    ("documents prepare", "fairseq-preprocess"),
+    ("documents score documents_transformer", "fairseq-generate"),
     ("demo", "luna-fairseq prepare demo"),
     ("demo", "luna-fairseq prepare pieces"),
     ("demo", "fairseq-preprocess"),
@@ -96,7 +99,7 @@ def _prepared(folder: Path) -> Path:
     out = folder / "out"
     files = ["data-bin/.done", "text/test.raw.de", "raw/test.de", "raw/valid.de", "sentencepiece/data-bin/x",
              "data/text/x"]  # fmt: skip
-    for run in (MULTI30K, "text.luna_16", f"{WMT14}.sentencepiece"):
+    for run in (MULTI30K, "documents_transformer", "text.luna_16", f"{WMT14}.sentencepiece"):
         files += [f"{run}/{name}" for name in ("options", ".trained", "average.pt", "test.0.6.de")]
     for name in files:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def _prepared(folder: Path) -> Path:
     translated = out / f"{WMT14}.sentencepiece" / "test.0.6.de.of"
     digest = hashlib.sha256(b"eins\n").hexdigest()  # of the average that is there
     translated.write_text(f"{digest}  -\n")
-    for script in ("multi30k", "masked_lm", "lra", "wmt14", "distill", "demo"):
+    for script in ("multi30k", "masked_lm", "lra", "wmt14", "distill", "documents", "demo"):
         (out / f".made-by-{script}.sh").touch()
     for name in ("data-bin/.done", "teacher/average.pt", "text/test.raw.de", "text/spm.model", "text/valid.de"):
         (folder / "multi30k-out" / name).parent.mkdir(parents=True, exist_ok=True)

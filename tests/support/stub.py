@@ -48,7 +48,7 @@ def main() -> None:
     elif words.startswith("luna-fairseq prepare pieces"):
         _make(Path(options["--out"], "train.en"), "made\n")
         _make(Path(options["--out"], "test.raw.de"), "eins\n")
-    elif words.startswith("luna-fairseq prepare distilled"):
+    elif words.startswith(("luna-fairseq prepare distilled", "luna-fairseq prepare documents")):
         _make(Path(options["--out"], "train.en"), "made\n")
     elif words.startswith("luna-fairseq average"):
         _make(Path(options["--output"]), "made\n")

@@ -37,6 +37,7 @@ TRAINING=(
 TRAINED=
 OUT=${1:-${OUT:-}} SMOKE=''  # the folder stays as it is named, in a smoke run, too
 . scripts/experiment.sh
+. scripts/translation.sh
 
 step() {
     echo "== $*"

@@ -114,19 +114,6 @@ TINY_ENCODER=(++model.encoder_layers=1 ++model.encoder_embed_dim=32 ++model.enco
 TINY_DECODER=(++model.decoder_layers=1 ++model.decoder_embed_dim=32 ++model.decoder_ffn_embed_dim=32
   ++model.decoder_attention_heads=2)
 
-# train_translation DATA NAME...: configs of configs/translation, each in the folder that run_of prints; OPTIONS is a list
-# of words.
-train_translation() {
-  local data=$1 name
-  shift
-  for name in "$@"; do
-    check_config configs/translation "$name"
-    hydra "task.data=$data"
-    # shellcheck disable=SC2086
-    train_config configs/translation "$name" "$(run_of "$name")" "${HYDRA[@]}" ${OPTIONS:-}
-  done
-}
-
 # check_trained FOLDER: with a world size and no GPU fairseq may start no process, and end well.
 check_trained() {
   [ -n "$(find "$1/checkpoints" -maxdepth 1 -name '*.pt' -print -quit 2> /dev/null)" ] || fail "nothing was trained: see $1/train.log"
@@ -170,27 +157,6 @@ average_run() {
   shift
   logged "$folder/average.log" luna-fairseq average --inputs "$folder/checkpoints" "$@" --output "$folder/average.pt" \
     || fail_with $? "averaging failed: $(tail -n 1 "$folder/average.log") (log: $folder/average.log)"
-}
-
-# preprocess WORKERS TEXT DATA LOG: OUT/DATA of OUT/TEXT/{train,valid,test}.{en,de}, with one dictionary.
-preprocess() {
-  local tool root=$PWD code=0
-  tool=$(type -P fairseq-preprocess) || fail "fairseq-preprocess is not on the PATH: see the README"
-  [[ $tool == /* ]] || tool=$PWD/$tool
-  cd "$OUT"  # at a comma in a name fairseq separates files
-  logged "$4" "$tool" --source-lang en --target-lang de --joined-dictionary --workers "$1" \
-    --trainpref "$2/train" --validpref "$2/valid" --testpref "$2/test" --destdir "$3" || code=$?
-  cd "$root"
-  return "$code"
-}
-
-# take_translations LOG REFERENCE FILE: the translations that fairseq-generate has printed, one for each line of
-# REFERENCE, whole or not at all.
-take_translations() {
-  # D- lines are the translations as text, in the order of their length.
-  sed -n 's/^D-//p' "$1" | sort -n | cut -f 3 > "$3.tmp"
-  [ "$(wc -l < "$3.tmp")" = "$(wc -l < "$2")" ] || fail "$1 does not hold every translation"
-  mv "$3.tmp" "$3"
 }
 
 # add_to_card FOLDER TEST_SET SCORES: FOLDER/average.md tells of the scores in a file.

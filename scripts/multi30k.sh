@@ -16,6 +16,7 @@ cd "$(dirname "$0")/.."
 DEFAULT_OUT=multi30k-out
 THREADS=${THREADS:-1}
 . scripts/experiment.sh
+. scripts/translation.sh
 MADE=(data-bin/.done)
 
 prepare() {
@@ -42,8 +43,6 @@ prepare() {
   echo "prepared: $OUT/data-bin"
 }
 
-# The folder of a run.
-run_of() { echo "$OUT/$1${TAG:+-$TAG}"; }
 need_data() { [ -f "$OUT/data-bin/.done" ] || fail "no data in $OUT: run '$0 prepare FOLDER' first"; }
 
 SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.max_epoch=1
@@ -56,22 +55,7 @@ train() {
 
 score() {
   need_data
-  local name
-  for name in "$@"; do
-    check_config configs/translation "$name"
-    [ -f "$(run_of "$name")/.trained" ] || fail "$name is not trained: run '$0 train $name' first${TAG:+, with TAG=$TAG}"
-    name=$name${TAG:+-$TAG}
-    hold "$OUT/$name"
-    average_run "$OUT/$name" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)"
-    logged "$OUT/$name/generate.log" fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$OUT/$name/average.pt" \
-      --cpu --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" \
-      || fail_with $? "generation failed: see $OUT/$name/generate.log"
-    take_translations "$OUT/$name/generate.log" "$OUT/text/test.raw.de" "$OUT/$name/test.de"
-    job sacrebleu "$OUT/text/test.raw.de" -i "$OUT/$name/test.de" -w 2 > "$OUT/$name/bleu.json"
-    add_to_card "$OUT/$name" test_2016_flickr "$OUT/$name/bleu.json"
-    release
-    echo "$name: BLEU $(json_value "$OUT/$name/bleu.json" score)  $(json_value "$OUT/$name/bleu.json" signature)"
-  done
+  score_translation test_2016_flickr "$@"
 }
 
 table() {

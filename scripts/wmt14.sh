@@ -20,6 +20,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=wmt14-out
 . scripts/experiment.sh
+. scripts/translation.sh
 MADE=(raw/europarl.en)
 RECIPE=${RECIPE:-sentencepiece}
 case $RECIPE in sentencepiece | moses) ;; *) fail "RECIPE is $RECIPE: set it to sentencepiece or moses" ;; esac

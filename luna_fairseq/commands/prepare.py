@@ -12,6 +12,8 @@ KINDS: Dict[str, Command] = {
     "pieces": Command(
         "luna_fairseq.data.joint_pieces", "parallel text as it is, in pieces of a joint SentencePiece model"
     ),
+    "documents": Command("luna_fairseq.data.joined", "parallel sentences in pieces, joined into long documents"),
+    "distilled": Command("luna_fairseq.data.distilled", "a model's translations of its training text, to learn from"),
     "glue": Command("luna_fairseq.data.finetuning.glue", "a task of GLUE, for --task sentence_prediction"),
     "race": Command("luna_fairseq.data.finetuning.race", "RACE, for --task sentence_ranking"),
     "csqa": Command("luna_fairseq.data.finetuning.csqa", "CommonsenseQA, for --task sentence_ranking"),

@@ -10,6 +10,7 @@ from luna_fairseq.console import run
 from luna_fairseq.errors import DataError
 from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, parameters, perplexities, read_json, row
 
+EXPERIMENT = "multi30k"
 COLUMNS = (
     "config",
     "BLEU",
@@ -40,25 +41,26 @@ def result_cells(score: Any, train_log: str, generate_log: str) -> List[str]:
     return [str(score), str(min(map(float, found))), parameters(train_log), f"{speed:.0f}", sentences[-1]]
 
 
-def run_names(out: Path, configs: Path) -> List[str]:
-    """The configs, whether they have run or not, and what has run of them under a TAG."""
-    names = sorted(path.stem for path in configs.glob("multi30k_*.yaml"))
+def run_names(out: Path, configs: Path, experiment: str = EXPERIMENT) -> List[str]:
+    """The configs of an experiment, whether they have run or not, and what has run of them under a TAG."""
+    names = sorted(path.stem for path in configs.glob(f"{experiment}_*.yaml"))
     return sorted([*names, *(found.name for name in names for found in out.glob(f"{name}-*"))])
 
 
-def table(out: Path, configs: Path) -> str:
+def table(out: Path, configs: Path, experiment: str = EXPERIMENT) -> str:
     """A row for each run and each config that has not run, and the signature of the scores.
 
     Args:
         out: the folder of the runs.
         configs: the folder of the configs.
+        experiment: what their names begin with.
 
     Raises:
         ValueError: if there are no configs.
     """
-    names = run_names(out, configs)
+    names = run_names(out, configs, experiment)
     if not names:
-        raise ValueError(f"{configs} has no multi30k_*.yaml: name the folder of the configs by --configs")
+        raise ValueError(f"{configs} has no {experiment}_*.yaml: name the folder of the configs by --configs")
     lines, signature = [header(COLUMNS)], ""
     for name in names:
         folder = out / name
@@ -76,9 +78,9 @@ def table(out: Path, configs: Path) -> str:
     return "\n".join([*lines, f"\n{signature}" if signature else ""])
 
 
-def main(prog: str, arguments: List[str]) -> int:
+def main(prog: str, arguments: List[str], experiment: str = EXPERIMENT) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description="What scripts/multi30k.sh has trained, in Markdown.")
+    parser = argparse.ArgumentParser(prog=prog, description=f"What scripts/{experiment}.sh has trained, in Markdown.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
     parser.add_argument(
         "--configs",
@@ -87,4 +89,4 @@ def main(prog: str, arguments: List[str]) -> int:
         help="their folder, from a clone of the project (default: %(default)s)",
     )
     args = parser.parse_args(arguments)
-    return run(prog, lambda: print(table(args.out, args.configs)), ValueError)
+    return run(prog, lambda: print(table(args.out, args.configs, experiment)), ValueError)

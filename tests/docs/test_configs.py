@@ -86,6 +86,13 @@ def test_a_flag_turns_its_option_on_whatever_the_architecture(arch: str, flag: s
     assert vars(_parsed(arch, flag))[flag[2:].replace("-", "_")] is True
 
 
+def test_documents_have_room() -> None:
+    cfg = _compose(ROOT / "configs" / "translation" / "documents_luna_untied_32_bias.yaml")
+    for part in (cfg.task, cfg.model):
+        assert (part.max_source_positions, part.max_target_positions) == (4096, 4096)
+    assert (cfg.model.encoder_layers, cfg.optimization.max_epoch, cfg.model.dropout) == (3, 12, 0.1)
+
+
 BIASED = [path for path in PRIMARY if path.stem.endswith("_bias")]
 
 
@@ -100,7 +107,7 @@ def test_layers_with_a_position_bias_are_the_others_but_for_that() -> None:
     path = ROOT / "configs" / "lra" / "listops_small.yaml"
     cfg, beside = _compose(path, "layers=luna_16_bias"), _compose(path)
     assert (cfg.model.pop("packed_position_bias"), beside.model.pop("packed_position_bias")) == (1, 0)
-    assert cfg == beside and len(BIASED) == 8
+    assert cfg == beside and len(BIASED) == 10
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,78 @@ def test_nothing_of_the_size_of_the_scores_is_kept_for_it(padded: bool) -> None:
     assert max(_saved(ops.add_position_bias, scores * 1, bias)) < scores.numel() / 4
 
 
+def _long_case(padded: str) -> Tuple[Any, ...]:
+    """Sentences of 60, 7 and 31 words, 12 rows, and which rows are read."""
+    query, key, value, weight = leaves((3, 2, 12, 3), (3, 2, 60, 3), (3, 2, 60, 3), (3, 2, 12, 3))
+    words = torch.tensor([[60], [7], [31]]) if padded != "none" else torch.full((3, 1), 60)
+    position = torch.arange(60)
+    padding = position < 60 - words if padded == "left" else position >= words
+    masks = (None, None) if padded == "none" else (ops.key_mask(padding), _packed_mask(12, padding, fixed=False))
+    places = ops.row_places(12, 2, key[:, 0], *masks)
+    read = (torch.arange(12) < words)[:, None, :, None].expand(weight.shape)
+    return query, key, value, weight, padding, masks[0], places, read
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("padded", ["none", "left", "right"])
+def test_what_is_too_far_to_matter_is_left_out(padded: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value, weight, padding, mask, places, read = _long_case(padded)
+    slope = torch.tensor([8.0, 6.0], dtype=torch.float64, requires_grad=True)
+    value = key if tied else value
+    monkeypatch.setattr(biased, "_NEAR_SCORES", 0)
+    monkeypatch.setattr(biased, "_NEAR_ROWS", 3)
+    monkeypatch.setattr(biased, "_BLOCK", 500)
+    biases = biased._Biases(slope, places.index, places.centre, places.unit, mask)
+    parts = biases.parts(query, key)
+    assert len({part[2].start for part in parts}) == 4
+    assert all(part[3] != slice(None) and part[3].stop - part[3].start < 45 for part in parts)
+
+    got = ops.attend(query, key, value, mask, 0.0, ops.PositionBias(slope, places))
+    wanted = []
+    for b in range(3):
+        rows = int(read[b, 0, :, 0].sum())
+        bias = torch.cat([_naive(slope, rows, padding[b]), torch.zeros(2, 12 - rows, 60).double()], dim=1)
+        one = [naive_attention(query[b, h], key[b, h], value[b, h], padding[b], bias[h]) for h in range(2)]
+        wanted.append(torch.stack(one))
+    want = torch.stack(wanted)
+    assert_close(got, want, "pack", rel=1e-12, mask=read)
+    inputs = [query, key, slope, *([] if tied else [value])]
+    for number, pair in enumerate(
+        zip(*[torch.autograd.grad(x, inputs, weight * read) for x in (got, want)], strict=True)
+    ):
+        assert_close(*pair, f"gradient {number}", rel=1e-10)
+
+
+def test_nothing_is_left_out_that_may_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No slope, one that turns rows away from their places, scores that reach any distance, or no number."""
+    query, key, value, _, _, mask, places, read = _long_case("right")
+    monkeypatch.setattr(biased, "_NEAR_SCORES", 0)
+    monkeypatch.setattr(biased, "_NEAR_ROWS", 3)
+    query, key = query.detach(), key.detach()
+    steep = torch.full((2,), 8.0, dtype=torch.float64)
+    far = key.clone()
+    far[0, :, 59] *= 1e4  # whoever looks its way sees nothing else
+    for slope, keys in (
+        (torch.tensor([2.0, 0.0]), key),
+        (torch.tensor([-0.1, 2.0]), key),
+        (steep, far),
+        (steep, key * float("nan")),
+        (steep, key),
+    ):
+        bias = ops.PositionBias(slope.double(), places)
+        parts = biased._Biases(bias.slope, places.index, places.centre, places.unit, mask).parts(query, keys)
+        whole = [
+            part[3] == slice(None) or part[3].stop - part[3].start == (60, 7, 31)[part[0].start] for part in parts
+        ]
+        assert all(whole) == (keys is not key or slope is not steep)
+        got = ops.attend(query, keys, value, mask, 0.0, bias)
+        want = ops.attention_weights(query, keys, mask, bias).double() @ value
+        if keys.isfinite().all():
+            assert_close(got, want, "pack", rel=1e-5, mask=read)
+        else:
+            assert got.isnan()[read].all()
+
+
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("block", [7, 10**6])
 def test_second_derivatives(padded: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,13 +33,13 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def _run(clone: Path, *arguments: Any) -> str:
+def _run(clone: Path, *arguments: Any, code: int = 0, **environment: str) -> str:
     done = subprocess.run(
         [str(clone / arguments[0]), *map(str, arguments[1:])],
         cwd=clone, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "OUT": "out", "SMOKE": "1", "THREADS": "1", "PATH": path_variable()},
+        env={**os.environ, "OUT": "out", "SMOKE": "1", "THREADS": "1", "PATH": path_variable(), **environment},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -55,6 +55,33 @@ def test_translation(clone: Path) -> None:
     assert row.count(" SMOKE |") == 5
     assert (clone / "out" / "smoke" / name / "hydra" / ".hydra").is_dir()
     assert not {path.name for path in clone.iterdir()} - {"scripts", "configs", "luna_fairseq", "text", "out"}
+
+    # The same sentences, joined into documents.
+    long = {"OUT": "long", "FROM": "out", "LENGTH": "100"}
+    assert f"prepared: {clone}/long/smoke/data-bin" in _run(clone, "scripts/documents.sh", "prepare", **long)
+    assert "already prepared" in _run(clone, "scripts/documents.sh", "prepare", **long)
+    lengths = [
+        len(line.split()) for line in (clone / "long" / "smoke" / "text" / "train.en").read_text().splitlines()
+    ]
+    assert len(lengths) < 200 and 80 < max(lengths) < 100
+
+    # Another model learns from its translations.
+    distill = {"OUT": "distilled", "FROM": "out", "FILTER_OPTIONS": "--ratio 1000"}
+    assert "part 2 of 2" in _run(clone, "scripts/distill.sh", "translate", name, **distill)
+    assert "translating" not in _run(clone, "scripts/distill.sh", "translate", name, **distill)
+    said = _run(clone, "scripts/distill.sh", "filter", **distill)
+    assert "translations kept" in said and f"prepared: {clone}/distilled/smoke/data-bin" in said
+    folders = [clone / out / "smoke" / "data-bin" / "dict.de.txt" for out in ("out", "distilled")]
+    assert folders[0].read_bytes() == folders[1].read_bytes()
+    _run(clone, "scripts/distill.sh", "train", "multi30k_luna_untied_16_adam", **distill)
+    said = _run(clone, "scripts/distill.sh", "score", "multi30k_luna_untied_16_adam", **distill)
+    assert "multi30k_luna_untied_16_adam: BLEU " in said
+    assert "| multi30k_luna_untied_16_adam | " in _run(clone, "scripts/distill.sh", "table", **distill)
+    with open(clone / "out" / "smoke" / name / "average.pt", "ab") as model:
+        model.write(b"x")
+    assert "holds translations of another teacher" in _run(
+        clone, "scripts/distill.sh", "translate", name, code=1, **distill
+    )
 
 
 @pytest.mark.long

@@ -41,7 +41,7 @@ def test_a_value_of_a_score(indent: int, tmp_path: Path) -> None:
     assert run_shell(values, tmp_path) == "26.5\nnrefs:1|case:mixed\nBLEU\n"
 
 
-@pytest.mark.parametrize("script", ["wmt14", "multi30k", "masked_lm"])
+@pytest.mark.parametrize("script", ["wmt14", "multi30k", "masked_lm", "distill", "documents"])
 def test_anything_else_than_a_command_is_answered_with_the_head_of_the_script(script: str, tmp_path: Path) -> None:
     text = (ROOT / "scripts" / f"{script}.sh").read_text()
     head = text.split("\n", 1)[1].split("\nset -euo")[0]
@@ -53,7 +53,7 @@ def test_anything_else_than_a_command_is_answered_with_the_head_of_the_script(sc
 def test_translations_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("S-1\tx\nD-10\t-0.1\tthird\nH-2\t-1\tno\nD-2\t-0.3\tsecond\nD-0\t-1\tfirst one\n")
     (tmp_path / "reference").write_text("a\nb\nc\n")
-    command = 'take_translations "$1/log" "$1/reference" "$1/to"'
+    command = '. scripts/translation.sh; take_translations "$1/log" "$1/reference" "$1/to"'
     assert run_shell(command, tmp_path) == ""
     assert (tmp_path / "to").read_text() == "first one\nsecond\nthird\n"
     (tmp_path / "to").unlink()

@@ -38,6 +38,8 @@ def _commands(home: Path) -> Dict[str, List[str]]:
         "masked_lm": ["pretrain", "wikitext2_luna_tied_32", str(home / "data-bin")],
         "lra": ["prepare", "listops"],
         "wmt14": ["download"],
+        "distill": ["translate", "teacher"],
+        "documents": ["prepare"],
         "torchrun": [],
     }
 
@@ -60,7 +62,9 @@ def _run(script: str, arguments: List[str], out: Any, cwd: Path, code: Optional[
 @pytest.mark.parametrize(
     "out", ["{home}", ".", "{home}/", "../home", "../link", "../link/sub/..", "{home}/bin/mytool"]
 )
-@pytest.mark.parametrize("script", ["demo", "multi30k", "masked_lm", "lra", "wmt14", "torchrun"])
+@pytest.mark.parametrize(
+    "script", ["demo", "multi30k", "masked_lm", "lra", "wmt14", "distill", "documents", "torchrun"]
+)
 def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("home")
     before = snapshot(home)

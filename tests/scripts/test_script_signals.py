@@ -38,6 +38,12 @@ LONG = [
     (f"wmt14 tune {WMT14}", "luna-fairseq score"),
     (f"wmt14 generate {WMT14}", "fairseq-generate"),
     (f"wmt14 score {WMT14}", "luna-fairseq score"),
+    ("distill translate teacher", "fairseq-generate"),
+    ("distill filter", "luna-fairseq prepare distilled"),
+    ("distill filter", "fairseq-preprocess"),
+    ("documents prepare", "luna-fairseq prepare documents"),
+    ("documents prepare", "fairseq-preprocess"),
+    ("documents score documents_transformer", "fairseq-generate"),
     ("demo", "luna-fairseq prepare demo"),
     ("demo", "luna-fairseq prepare pieces"),
     ("demo", "fairseq-preprocess"),
@@ -64,7 +70,8 @@ class Started:
         self.process = subprocess.Popen(
             [str(ROOT / "scripts" / f"{words[0]}.sh"), *words[1:]],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=folder,
-            env={**os.environ, "PATH": path, "OUT": str(folder / "out"), "BLOCK": block, "RECORD": str(folder),
+            env={**os.environ, "PATH": path, "OUT": str(folder / "out"), "FROM": str(folder / "multi30k-out"),
+                 "BLOCK": block, "RECORD": str(folder),
                  **environment},
         )  # fmt: skip
 
@@ -92,7 +99,7 @@ def _prepared(folder: Path) -> Path:
     out = folder / "out"
     files = ["data-bin/.done", "text/test.raw.de", "raw/test.de", "raw/valid.de", "sentencepiece/data-bin/x",
              "data/text/x"]  # fmt: skip
-    for run in (MULTI30K, "text.luna_16", f"{WMT14}.sentencepiece"):
+    for run in (MULTI30K, "documents_transformer", "text.luna_16", f"{WMT14}.sentencepiece"):
         files += [f"{run}/{name}" for name in ("options", ".trained", "average.pt", "test.0.6.de")]
     for name in files:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +107,13 @@ def _prepared(folder: Path) -> Path:
     translated = out / f"{WMT14}.sentencepiece" / "test.0.6.de.of"
     digest = hashlib.sha256(b"eins\n").hexdigest()  # of the average that is there
     translated.write_text(f"{digest}  -\n")
-    for script in ("multi30k", "masked_lm", "lra", "wmt14", "demo"):
+    for script in ("multi30k", "masked_lm", "lra", "wmt14", "distill", "documents", "demo"):
         (out / f".made-by-{script}.sh").touch()
+    for name in ("data-bin/.done", "teacher/average.pt", "text/test.raw.de", "text/spm.model", "text/valid.de"):
+        (folder / "multi30k-out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "multi30k-out" / name).write_text("eins\n")
+    for name in ("test.de", "test.en", "valid.en"):
+        (folder / "multi30k-out" / "text" / name).touch()
     (folder / "text").mkdir()
     for split in ("train", "val", "test_2016_flickr"):
         for language in ("en", "de"):
@@ -111,7 +123,10 @@ def _prepared(folder: Path) -> Path:
 
 def _begin(folder: Path, words: str, block: str, **environment: str) -> Started:
     out = _prepared(folder)
-    if "prepare" in words:
+    if "filter" in words:
+        (out / "translations").mkdir()
+        (out / "translations" / ".done").touch()
+    if "prepare" in words or "filter" in words:
         (out / "data-bin" / ".done").unlink()
     if " generate " in words:
         (out / f"{WMT14}.sentencepiece" / "test.0.6.de").unlink()

@@ -48,6 +48,8 @@ def main() -> None:
     elif words.startswith("luna-fairseq prepare pieces"):
         _make(Path(options["--out"], "train.en"), "made\n")
         _make(Path(options["--out"], "test.raw.de"), "eins\n")
+    elif words.startswith(("luna-fairseq prepare distilled", "luna-fairseq prepare documents")):
+        _make(Path(options["--out"], "train.en"), "made\n")
     elif words.startswith("luna-fairseq average"):
         _make(Path(options["--output"]), "made\n")
     elif words.startswith("luna-fairseq score"):

@@ -11,6 +11,16 @@ from typing import Dict, List, NamedTuple, Optional
 
 from luna_fairseq._version import __version__
 
+DESCRIPTION = """Luna attention for fairseq: what is needed beside fairseq's own commands.
+
+    fairseq-train data-bin --user-dir $(luna-fairseq user-dir) --arch luna ...    any command of fairseq, with Luna
+    luna-fairseq run fairseq-train data-bin --arch luna ...                       the same
+    luna-fairseq doctor                                                           does it work on this machine?
+    luna-fairseq prepare translation --help                                       every command has its help
+
+From raw text to a score: docs/translation.md, or "make demo" in a clone.
+"""
+
 
 class Command(NamedTuple):
     """Where a command is, and what it does."""
@@ -55,7 +65,9 @@ def dispatch(prog: str, description: str, commands: Dict[str, Command], argument
         module = importlib.import_module(commands[arguments[0]].module)
         return module.main(f"{prog} {arguments[0]}", arguments[1:])
     # What is left is help, the version, or an error.
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"luna-fairseq {__version__}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
@@ -68,4 +80,4 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Run ``luna-fairseq``; returns the exit code."""
     if arguments is None:
         arguments = sys.argv[1:]
-    return dispatch("luna-fairseq", "Tools around Luna for fairseq.", COMMANDS, arguments)
+    return dispatch("luna-fairseq", DESCRIPTION, COMMANDS, arguments)

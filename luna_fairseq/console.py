@@ -10,6 +10,32 @@ from typing import Any, Tuple, Type
 from luna_fairseq.errors import PreparationError
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS, "") or action.default == [] or "default" in said:
+            return said
+        default = action.default
+        if isinstance(default, (list, tuple)):
+            shown = " ".join(map(str, default))
+        else:
+            shown = f"{default:,}" if isinstance(default, int) else str(default)
+        return f"{said} (default: {shown.replace('%', '%%')})"
+
+
+def help_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose help says what the command is for, with an example, and the defaults.
+
+    Args:
+        prog: what was typed so far.
+        description: lines, or a docstring of a module; its quotes of code are left out.
+    """
+    text = description.strip().replace("``", "")
+    return argparse.ArgumentParser(prog=prog, description=text, formatter_class=_Help)
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error without its line breaks."""
     return " ".join(str(error).split())

@@ -17,11 +17,12 @@ def load_pyplot() -> Any:
     """
     try:
         import matplotlib
+        from cycler import cycler
     except ImportError as error:
         raise ValueError("a picture needs matplotlib: pip install matplotlib, or leave the picture out") from error
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "luna"  # the same picture from the same numbers
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
+    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=COLOURS)
     from matplotlib import pyplot
 
     return pyplot

@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 from typing import List
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
+
+DESCRIPTION = """Translate, and show what a model looks at, from each target symbol and from each packed row.
+
+    luna-fairseq attention --path checkpoints/average.pt --data data/data-bin \\
+        --sentencepiece-model data/sentencepiece.model --output attention.svg "the old cat"
+
+As text, and with --output as a picture of every head.
+"""
 
 
 def _attention(args: argparse.Namespace) -> None:
@@ -36,9 +44,7 @@ def _attention(args: argparse.Namespace) -> None:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Translate, and show the source-target map and what each packed row collects."
-    )
+    parser = help_parser(prog, DESCRIPTION)
     parser.add_argument("sentences", nargs="*", help="text; none: the lines of the standard input")
     parser.add_argument("--path", required=True, help="a checkpoint of a translation model")
     parser.add_argument("--data", required=True, help="the folder of its dictionaries")

@@ -5,7 +5,16 @@ import re
 from pathlib import Path
 from typing import List
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
+
+DESCRIPTION = """Average the weights of checkpoints, and write a model card beside the result.
+
+    luna-fairseq average --inputs checkpoints --num-epoch-checkpoints 5 --output checkpoints/average.pt
+    luna-fairseq average --inputs a.pt b.pt c.pt --output average.pt
+
+The options are those of fairseq's scripts/average_checkpoints.py. The average has no optimizer: it translates, and
+fine-tuning begins with it, but the training does not go on from it.
+"""
 
 
 def _average(args: argparse.Namespace) -> None:
@@ -47,11 +56,7 @@ def _average(args: argparse.Namespace) -> None:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Average checkpoints, with the options of fairseq's scripts/average_checkpoints.py, and write a "
-        "model card.",
-    )
+    parser = help_parser(prog, DESCRIPTION)
     parser.add_argument("--inputs", nargs="+", required=True, help="checkpoint files, or one folder of a run")
     parser.add_argument("--output", required=True, help="file to write")
     which = parser.add_mutually_exclusive_group()

@@ -4,7 +4,17 @@ import argparse
 from pathlib import Path
 from typing import List
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
+
+DESCRIPTION = """Write the model card of a checkpoint, or add scores to it: X.md beside X.pt.
+
+    luna-fairseq card checkpoints/average.pt
+    sacrebleu text/test.de -i test.out.de -m bleu > bleu.json
+    luna-fairseq card checkpoints/average.pt --test-set newstest2014 --score bleu.json
+
+It says on what data, with which options and for how long the model was trained, its validation, and the versions.
+What you write above or below the card's own part stays.
+"""
 
 
 def _card(args: argparse.Namespace) -> None:
@@ -28,9 +38,7 @@ def _card(args: argparse.Namespace) -> None:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Write the model card of a checkpoint, or add scores to it."
-    )
+    parser = help_parser(prog, DESCRIPTION)
     parser.add_argument("checkpoint", help="a file; the card of X.pt is X.md beside it")
     parser.add_argument(
         "--score", nargs="+", default=[], metavar="SCORE",

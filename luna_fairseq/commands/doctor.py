@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any, List
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 
 DESCRIPTION = """Whether the plugin works on this machine: a line for each check, ok, failed, or not tried and why.
 
@@ -47,9 +47,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_parser(prog, DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print one JSON document, at the end")
     parser.add_argument(
         "--device", nargs="+", default=[], metavar="DEVICE", help="cpu, cuda or cuda:N; default: all that are there"

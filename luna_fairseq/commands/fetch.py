@@ -9,6 +9,14 @@ NAMES: Dict[str, Command] = {
 }
 
 
+DESCRIPTION = """Download public archives, check their sums, and take the text out.
+
+    luna-fairseq fetch wmt14 --out wmt14
+
+A download that was interrupted goes on where it stopped.
+"""
+
+
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command of a name; returns the exit code."""
-    return dispatch(prog, "Fetch public data.", NAMES, arguments)
+    return dispatch(prog, DESCRIPTION, NAMES, arguments)

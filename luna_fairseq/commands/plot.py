@@ -159,13 +159,13 @@ def _plot(args: argparse.Namespace, speeds: Sequence[float]) -> None:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.help_parser(prog, DESCRIPTION)
     parser.add_argument("runs", nargs="+", type=Path, help="folders with a train.log, or logs")
     parser.add_argument("--output", type=Path, required=True, help="the picture, .svg or .png")
     parser.add_argument("--panels", nargs="+", choices=PANELS, help="default: all that the logs hold")
-    parser.add_argument("--against", nargs="+", choices=("updates", "minutes"), default=["updates"])
+    parser.add_argument(
+        "--against", nargs="+", choices=("updates", "minutes"), default=["updates"], help="what time is"
+    )
     parser.add_argument("--words-per-second", type=float, nargs="+", help="one for each run")
     args = parser.parse_args(arguments)
     speeds = args.words_per_second or [0.0] * len(args.runs)

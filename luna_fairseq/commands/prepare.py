@@ -27,6 +27,17 @@ KINDS: Dict[str, Command] = {
 }
 
 
+DESCRIPTION = """Text, images or a generator to data that fairseq trains on.
+
+    luna-fairseq prepare translation --train text/train --valid text/valid --test text/test --out data
+    luna-fairseq prepare corpus --train train.txt --valid valid.txt --vocab-size 8000 --out corpus
+    luna-fairseq prepare KIND --help                                what each kind reads, and its defaults
+
+Every kind writes a folder of its own, or refuses: nothing else is written over. The same command goes on where it was
+interrupted.
+"""
+
+
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command of a kind; returns the exit code."""
-    return dispatch(prog, "Prepare data for training.", KINDS, arguments)
+    return dispatch(prog, DESCRIPTION, KINDS, arguments)

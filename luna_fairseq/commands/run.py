@@ -8,6 +8,7 @@ import sys
 from typing import Any, List
 
 from luna_fairseq.cli import user_dir
+from luna_fairseq.console import help_parser
 
 COMMANDS = (
     "fairseq-train fairseq-hydra-train fairseq-generate fairseq-interactive fairseq-validate fairseq-eval-lm "
@@ -71,9 +72,7 @@ def run_fairseq(command: str, arguments: List[str]) -> Any:
 
 def main(prog: str, arguments: List[str]) -> Any:
     """Run the command; returns what fairseq's own console script would end with."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_parser(prog, DESCRIPTION)
     parser.add_argument("command", metavar="COMMAND", help="the name of the command")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
     args = parser.parse_args(arguments[:1])  # the rest is not ours to look at

@@ -7,13 +7,12 @@ signature, and tokenised-BLEU, of text that sacremoses tokenises, with every hyp
 own.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 from luna_fairseq.data.files import need_file
 from luna_fairseq.errors import PreparationError
 
@@ -65,12 +64,10 @@ def read(path: Path) -> list[str]:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("reference", type=Path)
-    parser.add_argument("translations", type=Path)
-    parser.add_argument("--language", default="de")
+    parser = help_parser(prog, __doc__)
+    parser.add_argument("reference", type=Path, help="plain text, a sentence a line")
+    parser.add_argument("translations", type=Path, help="likewise, in the same order")
+    parser.add_argument("--language", default="de", help="whose words the tokenisation knows")
     args = parser.parse_args(arguments)
 
     def print_scores() -> None:

@@ -13,6 +13,12 @@ EXPERIMENTS: Dict[str, Command] = {
 }
 
 
+DESCRIPTION = """What is finished of an experiment, in Markdown, next to the paper's figures; the rest says "not run".
+
+    luna-fairseq table lra lra-out
+"""
+
+
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command of an experiment; returns the exit code."""
-    return dispatch(prog, "What is finished of an experiment.", EXPERIMENTS, arguments)
+    return dispatch(prog, DESCRIPTION, EXPERIMENTS, arguments)

@@ -27,7 +27,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from luna_fairseq.console import positive, progress, run
+from luna_fairseq.console import help_parser, positive, progress, run
 from luna_fairseq.data.binarise import binarise
 from luna_fairseq.data.documents import Block, deal, scan
 from luna_fairseq.data.files import (
@@ -350,21 +350,21 @@ class Preparation:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Prepare OUT; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description="plain text to data folders for fairseq's masked_lm")
+    parser = help_parser(prog, __doc__)
     text = parser.add_argument_group("text")
-    text.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE")
-    text.add_argument("--valid", type=Path, required=True, metavar="FILE")
-    text.add_argument("--test", type=Path, metavar="FILE")
+    text.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE", help="to train on")
+    text.add_argument("--valid", type=Path, required=True, metavar="FILE", help="held out, to validate")
+    text.add_argument("--test", type=Path, metavar="FILE", help="held out, for later")
     text.add_argument("--require-documents", action="store_true", help="refuse training text without blank lines")
     one_of = "one of --vocab-size, --sentencepiece-model, --pieces, and the three of GPT-2"
     pieces = parser.add_argument_group(f"pieces: {one_of}")
     pieces.add_argument("--vocab-size", type=positive, metavar="N", help="learn N pieces by SentencePiece")
     pieces.add_argument("--vocab-lines", type=positive, default=500000, metavar="N", help="from at most N lines")
     pieces.add_argument("--seed", type=int, default=1, help="decides which lines")
-    pieces.add_argument("--sentencepiece-model", type=Path, metavar="FILE")
+    pieces.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="a model that is there")
     pieces.add_argument("--pieces", type=Path, metavar="FOLDER", help="an earlier OUT, or a published model's folder")
-    pieces.add_argument("--gpt2-encoder-json", type=Path, metavar="FILE")
-    pieces.add_argument("--gpt2-vocab-bpe", type=Path, metavar="FILE")
+    pieces.add_argument("--gpt2-encoder-json", type=Path, metavar="FILE", help="GPT-2's encoder.json")
+    pieces.add_argument("--gpt2-vocab-bpe", type=Path, metavar="FILE", help="GPT-2's vocab.bpe")
     pieces.add_argument("--gpt2-dict", type=Path, metavar="FILE", help="the published dict.txt")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--shards", type=positive, default=1, metavar="N", help="data folders; one is one epoch")

@@ -1,5 +1,7 @@
 """Training text whose translations are a model's own, for sequence-level distillation (Kim and Rush 2016).
 
+    luna-fairseq prepare distilled --text pieces/train --translations generate.log --out distilled
+
 Reads what fairseq-generate has printed of the training text (--gen-subset train, without --bpe and --post-process, so
 that pieces stay pieces), in one file or in several of --num-shards. OUT/train holds the sentences and the best
 translation of each, in the order of the training text. Left out are sentences that were not translated (too long for
@@ -13,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 from luna_fairseq.data.files import alone_in, need_file, read_lines
 from luna_fairseq.data.parallel import Pair, both_files, read_pairs, write_pairs
 from luna_fairseq.data.settings import take
@@ -111,17 +113,15 @@ def _ratio(text: str) -> float:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_parser(prog, __doc__)
     parser.add_argument(
         "--text", type=Path, required=True, metavar="PREFIX", help="the training text in pieces, as it was binarised"
     )
     parser.add_argument(
         "--translations", type=Path, required=True, nargs="+", metavar="FILE", help="what fairseq-generate printed"
     )
-    parser.add_argument("-s", "--source-lang", default="en")
-    parser.add_argument("-t", "--target-lang", default="de")
+    parser.add_argument("-s", "--source-lang", default="en", help="of the text, and the ending of its files")
+    parser.add_argument("-t", "--target-lang", default="de", help="likewise")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument(
         "--ratio", type=_ratio, default=2.0, help="of the lengths of translation and reference, at most; default 2"

@@ -1,16 +1,18 @@
 """Parallel sentences joined into parallel documents of some length, to translate long texts.
 
+    luna-fairseq prepare documents --text pieces --length 512 --out documents
+
 Reads FOLDER/{train,valid,test} with the endings of the languages, text in pieces as luna-fairseq prepare pieces
-leaves it, and writes OUT with the same names: as many sentences in a row to a line as fit into LENGTH symbols, the end
-of the line included, on either side. A sentence that is longer stands alone. FOLDER/test.raw, if it is there, is the
-text of the test part, and joined alike, to be scored against.
+leaves it, and writes OUT with the same names: as many sentences in a row to a line as fit into LENGTH symbols, the
+end of the line included, on either side. A sentence that is longer stands alone. FOLDER/test.raw, if it is there, is
+the text of the test part, and joined alike, to be scored against.
 """
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from luna_fairseq.console import positive, run
+from luna_fairseq.console import help_parser, positive, run
 from luna_fairseq.data.files import alone_in, copy_file, need_file
 from luna_fairseq.data.joint_pieces import SPLITS
 from luna_fairseq.data.parallel import Pair, both_files, read_pairs, write_pairs
@@ -72,12 +74,10 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_parser(prog, __doc__)
     parser.add_argument("--text", type=Path, required=True, metavar="FOLDER", help="of luna-fairseq prepare pieces")
-    parser.add_argument("-s", "--source-lang", default="en")
-    parser.add_argument("-t", "--target-lang", default="de")
+    parser.add_argument("-s", "--source-lang", default="en", help="of the text, and the ending of its files")
+    parser.add_argument("-t", "--target-lang", default="de", help="likewise")
     parser.add_argument("--length", type=positive, required=True, metavar="N", help="symbols of a document, at most")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     args = parser.parse_args(arguments)

@@ -1,5 +1,7 @@
 """Parallel text as it is, in the pieces of a SentencePiece model that is learned from both languages.
 
+    luna-fairseq prepare pieces --train text/train --valid text/valid --test text/test --vocab-size 4000 --out pieces
+
 A name stands for two files, such as text/train.en and text/train.de. The model is learned from the training text, by
 byte pairs that cover every character. OUT/{train,valid,test} with the endings of the languages are the text in
 pieces, for fairseq-preprocess. Everything is made anew each time. Nothing is cleaned: prepare translation does that.
@@ -9,7 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from luna_fairseq.console import positive, run
+from luna_fairseq.console import help_parser, positive, run
 from luna_fairseq.data.files import alone_in, need_file
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.pieces import SentencePieceEncoder, train_sentencepiece
@@ -87,13 +89,11 @@ def _take(out: Path, model: Path) -> None:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_parser(prog, __doc__)
     for split in SPLITS:
-        parser.add_argument(f"--{split}", type=Path, required=True, metavar="PREFIX")
-    parser.add_argument("-s", "--source-lang", default="en")
-    parser.add_argument("-t", "--target-lang", default="de")
+        parser.add_argument(f"--{split}", type=Path, required=True, metavar="PREFIX", help="two files of text")
+    parser.add_argument("-s", "--source-lang", default="en", help="of the text, and the ending of its files")
+    parser.add_argument("-t", "--target-lang", default="de", help="likewise")
     parser.add_argument("--vocab-size", type=positive, required=True, metavar="N", help="pieces to learn")
     parser.add_argument("--model-prefix", type=Path, metavar="PREFIX", help="of .model and .vocab; default: OUT/spm")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")

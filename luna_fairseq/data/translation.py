@@ -26,7 +26,7 @@ from typing import Any
 
 import regex
 
-from luna_fairseq.console import positive, progress, run
+from luna_fairseq.console import help_parser, positive, progress, run
 from luna_fairseq.data.binarise import binarise
 from luna_fairseq.data.files import alone_in, count_lines, need_file, whole_folder, write_json
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
@@ -231,15 +231,13 @@ class Preparation:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Prepare OUT; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--train", type=Path, nargs="+", required=True, metavar="PREFIX")
-    parser.add_argument("--valid", type=Path, required=True, metavar="PREFIX")
-    parser.add_argument("--test", type=Path, required=True, metavar="PREFIX")
-    parser.add_argument("-s", "--source-lang", default="en")
-    parser.add_argument("-t", "--target-lang", default="de")
-    parser.add_argument("--recipe", choices=RECIPES, default="sentencepiece")
+    parser = help_parser(prog, __doc__)
+    parser.add_argument("--train", type=Path, nargs="+", required=True, metavar="PREFIX", help="to train on")
+    parser.add_argument("--valid", type=Path, required=True, metavar="PREFIX", help="held out, to validate")
+    parser.add_argument("--test", type=Path, required=True, metavar="PREFIX", help="held out, to score")
+    parser.add_argument("-s", "--source-lang", default="en", help="of the text, and the ending of its files")
+    parser.add_argument("-t", "--target-lang", default="de", help="likewise")
+    parser.add_argument("--recipe", choices=RECIPES, default="sentencepiece", help="see above")
     parser.add_argument("--vocab-size", type=positive, default=40600, metavar="N", help="pieces of SentencePiece")
     parser.add_argument("--vocab-lines", type=positive, default=2000000, metavar="N", help="learn them from N lines")
     parser.add_argument("--merges", type=positive, default=40000, metavar="N", help="merges of subword-nmt")

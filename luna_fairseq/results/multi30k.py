@@ -1,12 +1,11 @@
 """What scripts/multi30k.sh has trained: scores, sizes and speeds."""
 
-import argparse
 import re
 import statistics
 from pathlib import Path
 from typing import Any, List
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 from luna_fairseq.errors import DataError
 from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, parameters, perplexities, read_json, row
 
@@ -80,7 +79,9 @@ def table(out: Path, configs: Path, experiment: str = EXPERIMENT) -> str:
 
 def main(prog: str, arguments: List[str], experiment: str = EXPERIMENT) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description=f"What scripts/{experiment}.sh has trained, in Markdown.")
+    parser = help_parser(
+        prog, f"What scripts/{experiment}.sh has trained, in Markdown.\n\n    {prog} {experiment}-out"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
     parser.add_argument(
         "--configs",

@@ -1,13 +1,12 @@
 """What the tables share: reading what a run has left in its folder, and Markdown."""
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Dict, List
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 from luna_fairseq.errors import DataError
 
 NOT_RUN = "not run"
@@ -80,7 +79,7 @@ def print_table(prog: str, arguments: List[str], description: str, table: Callab
         description: for the help.
         table: from OUT to the text, without the last line break.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = help_parser(prog, f"{description}\n\n    {prog} {prog.split()[-1]}-out")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
     args = parser.parse_args(arguments)
     return run(prog, lambda: print(table(args.out)), ValueError)

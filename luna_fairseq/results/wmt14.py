@@ -1,10 +1,9 @@
 """What scripts/wmt14.sh has trained, next to the paper's figures."""
 
-import argparse
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, read_json, row
 
 
@@ -70,7 +69,11 @@ def table(out: Path, kind: str) -> str:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description="What scripts/wmt14.sh has trained, in Markdown.")
+    parser = help_parser(
+        prog,
+        "What scripts/wmt14.sh has trained, in Markdown, next to the paper's figures.\n\n"
+        "    luna-fairseq table wmt14 wmt14-out",
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
     parser.add_argument("--recipe", default="sentencepiece", help="by which their data was prepared")
     parser.add_argument("--tag", default="", help="only the runs of this TAG")

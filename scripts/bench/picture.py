@@ -28,8 +28,8 @@ def draw(rows: List[Dict[str, Any]], tokens: int, folder: Path) -> None:
     Args:
         rows: of the benchmark of one layer.
         tokens: of a batch.
-        folder: gets ``attention.svg``, Luna next to softmax attention, and ``transcription.svg``, the causal layer next
-            to a transcription of the paper's formulas, if that was measured.
+        folder: gets ``attention.svg``, Luna next to softmax attention, and ``transcription.svg``, the causal layer
+            next to a transcription of the paper's formulas, if that was measured.
     """
     sizes = {row["l"] for row in rows if row["l"]}
     size = DRAWN if DRAWN in sizes else min(sizes)
@@ -45,16 +45,15 @@ def _draw(rows: List[Dict[str, Any]], tokens: int, size: int, styles: Dict[str, 
         here = [row for row in rows if row["backward"] and row["layer"] == layer and row["l"] in (0, size)]
         lengths = [row["length"] for row in here]
         label = layer if "softmax" in layer else f"{layer}, l = {size}"
-        for axis, what in zip(axes, ("seconds", "bytes"), strict=True):
-            unit = 2**20 if what == "bytes" else 1e-3
+        for axis, what, unit in zip(axes, ("seconds", "bytes"), (1e-3, 2**20), strict=True):
             values = [row[what] / max(1, tokens // row["length"]) / unit for row in here]
             axis.loglog(
                 lengths, values, label=label, color=colour, linestyle=line, marker=marker, markersize=marked,
                 markerfacecolor="white", linewidth=1.8,
             )  # fmt: skip
-    for axis, title, unit in zip(axes, ("time", "memory"), ("ms", "MiB"), strict=True):
+    for axis, title, name in zip(axes, ("time", "memory"), ("ms", "MiB"), strict=True):
         lengths = sorted({row["length"] for row in rows})
-        axis.set(title=f"{title} of a sentence", xlabel="length", ylabel=unit)
+        axis.set(title=f"{title} of a sentence", xlabel="length", ylabel=name)
         axis.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=45)
         axis.minorticks_off()
         axis.grid(alpha=0.3)

@@ -25,6 +25,12 @@ from scripts.bench.report import report
 from support.pages import PAGES, anchor, blocks, hardware, headings, links, prose, section_commands, split_commands
 from support.running import ROOT
 
+# Options of other programs.
+ELSEWHERE = set(
+    "--help --version --no-build-isolation --no-deps --editable --no-index --find-links --index-url --extra-index-url "
+    "--nproc_per_node".split()
+)
+
 # The sections whose commands a test runs, and where the test is. A command that stands in none of them must say on
 # the first line of its block what it needs (an idle machine, GPUs, hours, a network).
 RUN = {
@@ -111,7 +117,9 @@ def test_the_readme_has_the_figures_of_its_pages() -> None:
         training = re.findall(rf"^\| luna_base_untied \| {length} \|.*\| (\S+, \S+) \|$", speed, re.M)
         assert found["training `luna_base_untied`"][place] == (training or ["not run"])[0]
     (scores,) = re.findall(r"^\| as published.*?\) \|(.*)\|$", readme, re.M)
-    table = re.findall(r"^\| (fairseq's Transformer|Luna-16 untied|Luna-16 tied) \| [\d,]+ \| \S+ \| (\S+) \|", multi30k, re.M)
+    table = re.findall(
+        r"^\| (fairseq's Transformer|Luna-16 untied|Luna-16 tied) \| [\d,]+ \| \S+ \| (\S+) \|", multi30k, re.M
+    )
     assert [score.strip() for score in scores.split("|")] == [score for _, score in table]
 
 
@@ -160,7 +168,7 @@ def _options_of_fairseq() -> Set[str]:
                 cls.add_args(parser)
             if getattr(cls, "__dataclass", None) is not None:
                 with contextlib.suppress(Exception):
-                    gen_parser_from_dataclass(parser, getattr(cls, "__dataclass")())  # noqa: B009
+                    gen_parser_from_dataclass(parser, getattr(cls, "__dataclass")())
             found.update(option for action in parser._actions for option in action.option_strings)
     assert CRITERION_DATACLASS_REGISTRY
     return found
@@ -181,6 +189,13 @@ def _options_of_ours() -> Set[str]:
     return {option for command in commands for option in re.findall(r"(--[a-z][\w-]*)", _help_of(*command))}
 
 
+@cache
+def _options_of_bench() -> Set[str]:
+    """Those of the programs in scripts/bench, from their text."""
+    texts = [path.read_text() for path in (ROOT / "scripts" / "bench").glob("*.py")]
+    return {option for text in texts for option in re.findall(r'add_argument\(\s*"(--[a-z][\w-]*)"', text)}
+
+
 @pytest.mark.parametrize("page", _each_page())
 def test_options_exist(page: Path) -> None:
     """Those of a command in a block are of that command; those in the text are of some command."""
@@ -196,13 +211,10 @@ def test_options_exist(page: Path) -> None:
                 assert given <= set(re.findall(r"--[a-z][\w-]*", _help_of(*of))), f"{_name(page)}: {command}"
             elif re.match(r"(luna-fairseq run )?fairseq-(train|generate|interactive|validate|preprocess)", command):
                 assert given <= _options_of_fairseq(), f"{_name(page)}: {given - _options_of_fairseq()}"
-    known = _options_of_fairseq() | _options_of_ours() | ELSEWHERE
-    named = {option for span in re.findall(r"`([^`\n]*)`", prose(text)) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*\w", span)}
+    known = _options_of_fairseq() | _options_of_ours() | _options_of_bench() | ELSEWHERE
+    named = {
+        option
+        for span in re.findall(r"`([^`\n]*)`", prose(text))
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*\w", span)
+    }
     assert named <= known, f"{_name(page)} names options that no command has: {sorted(named - known)}"
-
-
-# Of other programs, and of those in scripts/bench.
-ELSEWHERE = set(
-    "--help --no-build-isolation --no-deps --editable --no-index --find-links --index-url --extra-index-url --report "
-    "--full --smoke --rounds --threads --check --gpus --bias --version --nproc_per_node --use-env".split()
-)

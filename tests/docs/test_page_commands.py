@@ -48,8 +48,9 @@ def test_from_raw_text_to_a_score(tmp_path: Path) -> None:
     title = "From raw text to a score"
     commands = section_commands("docs/translation.md", title)
     assert _names(commands) == [
-        "luna-fairseq prepare", "luna-fairseq prepare", "fairseq-train", "luna-fairseq average", "fairseq-interactive",
-        "grep", "sacrebleu", "fairseq-generate", "sed", "sacrebleu", "luna-fairseq card", "luna-fairseq attention",
+        "luna-fairseq prepare", "luna-fairseq prepare", "fairseq-train", "luna-fairseq average",
+        "fairseq-interactive", "grep", "sacrebleu", "fairseq-generate", "sed", "sacrebleu",
+        "luna-fairseq card", "luna-fairseq attention",
     ]  # fmt: skip
     changes = {
         "prepare demo text": SMALL_DEMO,
@@ -62,7 +63,9 @@ def test_from_raw_text_to_a_score(tmp_path: Path) -> None:
     outputs = _run_all(commands, changes, tmp_path)
     translations = (tmp_path / "test.out.de").read_text().splitlines()
     assert len(translations) == len((tmp_path / "generate.out.de").read_text().splitlines()) == 30
-    assert re.search(r'"signature": "nrefs:1\|case:mixed', outputs["sacrebleu text/test.de -i test.out.de -m bleu -w 2"])
+    assert re.search(
+        r'"signature": "nrefs:1\|case:mixed', outputs["sacrebleu text/test.de -i test.out.de -m bleu -w 2"]
+    )
     card = (tmp_path / "checkpoints" / "average.md").read_text()
     assert "- demo: BLEU " in card and "nrefs:1" in card
     assert (tmp_path / "attention.svg").exists() or "--output attention.svg" in changes

@@ -6,16 +6,23 @@ a/an and participles. Every English sentence has exactly one German translation,
 mapping. The corpus is a demonstration: scores on it say nothing about real translation.
 """
 
-import argparse
 import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from luna_fairseq.console import positive, run
+from luna_fairseq.console import help_parser, positive, run
 from luna_fairseq.data.demo.corpus import generate, words
 from luna_fairseq.data.files import alone_in, whole_file
 from luna_fairseq.data.settings import take
 from luna_fairseq.errors import PreparationError
+
+DESCRIPTION = """A synthetic English-German corpus, to try everything with: OUT/{train,valid,test}.{en,de}.
+
+    luna-fairseq prepare demo text
+
+Every English sentence has exactly one German translation, by a little grammar: a small model learns it in minutes,
+and scores on it say nothing about real translation.
+"""
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
@@ -48,11 +55,9 @@ def prepare(out: Path, seed: int, sizes: dict[str, int]) -> None:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Write OUT/{train,valid,test}.{en,de}; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="write a synthetic English-German corpus: OUT/{train,valid,test}.{en,de}"
-    )
+    parser = help_parser(prog, DESCRIPTION)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="decides the sentences")
     parser.add_argument("--train", type=positive, default=24000, metavar="N", help="pairs for training")
     parser.add_argument("--valid", type=positive, default=500, metavar="N", help="pairs for validation")
     parser.add_argument("--test", type=positive, default=500, metavar="N", help="pairs for testing")

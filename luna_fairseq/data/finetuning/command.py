@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 from luna_fairseq.data.files import copy_file, digest, listing
 from luna_fairseq.data.finetuning.output import Output
 from luna_fairseq.data.pieces import DICTIONARY, Pieces
@@ -18,8 +18,8 @@ Reader = Callable[[argparse.Namespace, Output], str]
 
 
 def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options of every kind of data."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    """A parser with the options of every kind of data; the description has an example."""
+    parser = help_parser(prog, description)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the published data")
     parser.add_argument(
         "--pieces", type=Path, required=True, metavar="FOLDER", help="OUT of luna-fairseq prepare corpus"

@@ -12,6 +12,11 @@ from luna_fairseq.data.finetuning.choices import choice, spaced
 from luna_fairseq.data.finetuning.output import Example, Output
 from luna_fairseq.errors import PreparationError
 
+DESCRIPTION = """CommonsenseQA, multiple choice, for --task sentence_ranking.
+
+    luna-fairseq prepare csqa --data csqa-files --pieces corpus --out csqa
+"""
+
 
 def read_csqa(path: Path) -> Iterator[Example]:
     """The questions of CommonsenseQA: the question, then each answer."""
@@ -48,5 +53,5 @@ def read(args: argparse.Namespace, out: Output) -> str:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, "CommonsenseQA, for --task sentence_ranking.")
+    parser = command.new_parser(prog, DESCRIPTION)
     return command.prepare(prog, "csqa", parser.parse_args(arguments), read)

@@ -10,6 +10,14 @@ from luna_fairseq.data.finetuning import command
 from luna_fairseq.data.finetuning.output import Example, Output
 from luna_fairseq.errors import PreparationError
 
+DESCRIPTION = """A task of GLUE, or a table of your own in its layout, for --task sentence_prediction.
+
+    luna-fairseq prepare glue --task SST-2 --data glue --pieces corpus --out sst2
+
+--data is the folder of train.tsv and dev.tsv (and test.tsv, if there is one), or the one with a folder of the task's
+name in it; SST-2 has the columns sentence and label, with a line of names.
+"""
+
 
 @dataclass(frozen=True)
 class GlueTask:
@@ -113,6 +121,6 @@ def read(args: argparse.Namespace, out: Output) -> str:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, "A task of GLUE, for --task sentence_prediction.")
+    parser = command.new_parser(prog, DESCRIPTION)
     parser.add_argument("--task", choices=GLUE, required=True)
     return command.prepare(prog, "glue", parser.parse_args(arguments), read)

@@ -17,6 +17,11 @@ from luna_fairseq.errors import PreparationError
 OPTION_PIECES = 128
 PASSAGE_PIECES = 512 - OPTION_PIECES - 4
 
+DESCRIPTION = """RACE, multiple choice, for --task sentence_ranking.
+
+    luna-fairseq prepare race --data RACE --pieces corpus --out race
+"""
+
 
 def read_race(folders: Sequence[Path]) -> Iterator[Example]:
     """The questions of RACE: the passage, then the question with each option."""
@@ -67,6 +72,6 @@ def read(args: argparse.Namespace, out: Output) -> str:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, "RACE, for --task sentence_ranking.")
+    parser = command.new_parser(prog, DESCRIPTION)
     parser.add_argument("--max-passage-pieces", type=positive, default=PASSAGE_PIECES, metavar="N")
     return command.prepare(prog, "race", parser.parse_args(arguments), read)

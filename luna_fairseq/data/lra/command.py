@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from luna_fairseq.console import positive, run
+from luna_fairseq.console import help_parser, positive, run
 from luna_fairseq.data.lra.dataset import SMOKE_EXAMPLES, SPLITS, Dataset, need_folder
 from luna_fairseq.data.lra.output import Pixels, Tally, Tokens
 from luna_fairseq.data.settings import fill_folder
@@ -18,16 +18,17 @@ Generated = Mapping[str, tuple[int, str]]
 Reader = Callable[[argparse.Namespace], Dataset]
 
 
-def new_parser(prog: str, reader: Reader, images: bool = False) -> argparse.ArgumentParser:
+def new_parser(prog: str, reader: Reader, example: str, images: bool = False) -> argparse.ArgumentParser:
     """A parser with the options of every kind of data; its description is the reader's.
 
     Args:
         prog: what was typed so far.
-        reader: with a docstring of one sentence.
+        reader: whose docstring says what it reads.
+        example: arguments.
         images: the data can be written as pixels, too.
     """
-    description = (reader.__doc__ or "").removesuffix(".")
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    said = (reader.__doc__ or "").replace("\n    ", "\n").rstrip()
+    parser = help_parser(prog, f"{said}\n\n    {prog} {example}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--smoke", action="store_true", help=f"{SMOKE_EXAMPLES} examples a split, to OUT/smoke")
     if images:

@@ -27,6 +27,6 @@ def read(args: argparse.Namespace) -> Dataset:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, read, images=True)
+    parser = command.new_parser(prog, read, "--out digits", images=True)
     command.add_seed(parser)
     return command.prepare(prog, "digits", parser.parse_args(arguments), read)

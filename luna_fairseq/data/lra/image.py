@@ -28,6 +28,6 @@ def read(args: argparse.Namespace) -> Dataset:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, read, images=True)
+    parser = command.new_parser(prog, read, "--data cifar-10-batches-py --out image", images=True)
     command.add_data(parser)
     return command.prepare(prog, "image", parser.parse_args(arguments), read)

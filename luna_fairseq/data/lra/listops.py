@@ -55,7 +55,7 @@ def _examples(rows: Iterator[tuple[bytes, int]]) -> Iterator[Example]:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, read)
+    parser = command.new_parser(prog, read, "--out listops")
     command.add_generated(parser, GENERATED)
     args = parser.parse_args(arguments)
     command.fill_generated(parser, args, GENERATED)

@@ -84,7 +84,7 @@ def _published(args: argparse.Namespace, level: Path, metadata: list[Path]) -> S
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, read, images=True)
+    parser = command.new_parser(prog, read, "--size 32 --out pathfinder32", images=True)
     command.add_seed(parser)
     command.add_generated(parser, GENERATED)
     parser.add_argument("--size", type=int, choices=(32, 128), required=True, help="of a side")

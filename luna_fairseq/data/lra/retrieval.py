@@ -48,6 +48,6 @@ def read(args: argparse.Namespace) -> Dataset:
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = command.new_parser(prog, read)
+    parser = command.new_parser(prog, read, "--data tsv_data --out retrieval")
     command.add_data(parser)
     return command.prepare(prog, "retrieval", parser.parse_args(arguments), read)

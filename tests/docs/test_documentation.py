@@ -27,8 +27,8 @@ from support.running import ROOT
 
 # Options of other programs.
 ELSEWHERE = set(
-    "--help --version --no-build-isolation --no-deps --editable --no-index --find-links --index-url --extra-index-url "
-    "--nproc_per_node".split()
+    "--help --version --no-build-isolation --no-deps --editable --no-index --find-links --index-url "
+    "--extra-index-url --nproc_per_node".split()
 )
 
 # The sections whose commands a test runs, and where the test is. A command that stands in none of them must say on

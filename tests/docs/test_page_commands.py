@@ -238,6 +238,7 @@ def test_multi30k(corpus: Corpus, tmp_path: Path) -> None:
     assert len(re.findall(r"^\| \S+_adam \|.*\d+\.\d", table, re.M)) == 3
 
 
+@pytest.mark.long
 def test_many_processes(corpus: Corpus, tmp_path: Path) -> None:
     """Two processes on a CPU; what needs GPUs says so, and test_distributed.py runs both scripts."""
     _clone(tmp_path)

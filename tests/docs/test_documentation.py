@@ -1,5 +1,6 @@
 """What the documentation names is there: links, files, options, targets; and every command is run by a test."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -7,11 +8,12 @@ import re
 import shlex
 from functools import cache
 from pathlib import Path
-from typing import Any, Dict, List, Set
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
+import yaml
 from fairseq import options
-from fairseq.criterions import CRITERION_DATACLASS_REGISTRY, CRITERION_REGISTRY
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data.encoders import BPE_REGISTRY, TOKENIZER_REGISTRY
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_REGISTRY
@@ -19,6 +21,7 @@ from fairseq.optim import OPTIMIZER_REGISTRY
 from fairseq.optim.lr_scheduler import LR_SCHEDULER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
+from luna_fairseq._version import __version__
 from luna_fairseq.cli import COMMANDS, main
 from luna_fairseq.commands import fetch, prepare, table
 from scripts.bench.report import report
@@ -161,16 +164,13 @@ def _options_of_fairseq() -> Set[str]:
         MODEL_REGISTRY, TASK_REGISTRY, CRITERION_REGISTRY, OPTIMIZER_REGISTRY, LR_SCHEDULER_REGISTRY, BPE_REGISTRY,
         TOKENIZER_REGISTRY,
     ]  # fmt: skip
-    for registry in registries:
-        for cls in registry.values():
-            parser = options.get_parser("", "translation")
-            with contextlib.suppress(Exception):  # some add options that the parser has
-                cls.add_args(parser)
-            if getattr(cls, "__dataclass", None) is not None:
-                with contextlib.suppress(Exception):
-                    gen_parser_from_dataclass(parser, getattr(cls, "__dataclass")())
-            found.update(option for action in parser._actions for option in action.option_strings)
-    assert CRITERION_DATACLASS_REGISTRY
+    for cls in (cls for registry in registries for cls in registry.values()):
+        parser = argparse.ArgumentParser(conflict_handler="resolve", add_help=False)
+        if (options_of := getattr(cls, "__dataclass", None)) is not None:
+            gen_parser_from_dataclass(parser, options_of())
+        elif hasattr(cls, "add_args"):
+            cls.add_args(parser)
+        found.update(option for action in parser._actions for option in action.option_strings)
     return found
 
 
@@ -183,9 +183,9 @@ def _words(command: str) -> List[str]:
 
 @cache
 def _options_of_ours() -> Set[str]:
-    commands = [(name,) for name in COMMANDS if name != "run"]
-    commands += [(name, kind) for name, kinds in (("prepare", prepare.KINDS), ("fetch", fetch.NAMES),
-                 ("table", getattr(table, "EXPERIMENTS", {}))) for kind in kinds]  # fmt: skip
+    groups = {"prepare": prepare.KINDS, "fetch": fetch.NAMES, "table": table.EXPERIMENTS}
+    commands: List[Tuple[str, ...]] = [(name,) for name in COMMANDS if name != "run"]
+    commands += [(group, kind) for group, kinds in groups.items() for kind in kinds]
     return {option for command in commands for option in re.findall(r"(--[a-z][\w-]*)", _help_of(*command))}
 
 
@@ -218,3 +218,23 @@ def test_options_exist(page: Path) -> None:
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*\w", span)
     }
     assert named <= known, f"{_name(page)} names options that no command has: {sorted(named - known)}"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0" and cited["version"] == __version__ and cited["license"] == "MIT"
+    paper = cited["preferred-citation"]
+    bibtex = " ".join(blocks((ROOT / "README.md").read_text(), "bibtex"))
+    assert paper["title"] in bibtex and all(author["family-names"] in bibtex for author in paper["authors"])
+    assert paper["url"] in (ROOT / "README.md").read_text()
+
+
+def test_a_report_begins_with_the_doctor() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 2
+    for form in forms:
+        content = yaml.safe_load(form.read_text())
+        assert content["name"] and content["description"]
+        first, *others = content["body"]
+        assert "luna-fairseq doctor" in first["attributes"]["label"] and first["validations"]["required"]
+        assert all(field["type"] == "textarea" and field["id"] and field["attributes"]["label"] for field in others)

@@ -166,10 +166,10 @@ def _options_of_fairseq() -> Set[str]:
     ]  # fmt: skip
     for cls in (cls for registry in registries for cls in registry.values()):
         parser = argparse.ArgumentParser(conflict_handler="resolve", add_help=False)
-        if (options_of := getattr(cls, "__dataclass", None)) is not None:
-            gen_parser_from_dataclass(parser, options_of())
-        elif hasattr(cls, "add_args"):
+        if hasattr(cls, "add_args"):
             cls.add_args(parser)
+        elif (options_of := getattr(cls, "__dataclass", None)) is not None:
+            gen_parser_from_dataclass(parser, options_of())
         found.update(option for action in parser._actions for option in action.option_strings)
     return found
 

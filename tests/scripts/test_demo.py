@@ -17,7 +17,7 @@ def test_demo(tmp_path: Path) -> None:
         assert sum(line.startswith(f"{kind} ") for line in said.splitlines()) == 10
     for name in ("averaged.pt", "averaged.md", "spm.model", "bin/dict.en.txt", "translations.de"):
         assert (tmp_path / name).exists(), name
-    progress = said.split("4/7")[1].split("5/7")[0].strip().splitlines()[1:]
+    progress = said.split("4/7")[1].split("\n== 5/7")[0].splitlines()[1:]
     assert progress and all(line.startswith("update ") for line in progress)
     assert any("validation loss=" in line for line in progress)
     again = run_script(tmp_path, "scripts/demo.sh")

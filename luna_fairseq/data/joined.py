@@ -2,10 +2,10 @@
 
     luna-fairseq prepare documents --text pieces --length 512 --out documents
 
-Reads FOLDER/{train,valid,test} with the endings of the languages, text in pieces as luna-fairseq prepare pieces
-leaves it, and writes OUT with the same names: as many sentences in a row to a line as fit into LENGTH symbols, the
-end of the line included, on either side. A sentence that is longer stands alone. FOLDER/test.raw, if it is there, is
-the text of the test part, and joined alike, to be scored against.
+Reads FOLDER/{train,valid,test} with the endings of the languages, as luna-fairseq prepare pieces leaves them, and
+writes OUT with the same names: to a line as many sentences in a row as fit into LENGTH symbols on either side, with
+the end of the line. A sentence that is longer stands alone. FOLDER/test.raw, if it is there, is the text of the test
+part, and joined alike, to be scored against.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from luna_fairseq import plugin
+from luna_fairseq.errors import DataError
 
 
 def load_config(path: Path, *overrides: str) -> Any:
@@ -53,7 +54,11 @@ class Run:
         self.optimizer.set_lr(1e-5)
 
     def batches(self, count: int, device: torch.device) -> List[Any]:
-        """Batches of the training split, spread over its lengths."""
+        """Batches of the training split, spread over its lengths.
+
+        Raises:
+            DataError: if no example fits the positions of the model.
+        """
         self.task.load_dataset("train")
         dataset = self.cfg.dataset
         epoch = self.task.get_batch_iterator(
@@ -66,6 +71,10 @@ class Run:
             seed=1,
         ).next_epoch_itr(shuffle=True)
         chosen = [batch for batch, _ in zip(epoch, range(count), strict=False)]
+        if not chosen:
+            raise DataError(
+                f"no example of {self.cfg.task.data} fits the positions of {self.name}: take another config"
+            )
         return utils.move_to_cuda(chosen) if device.type == "cuda" else chosen
 
     def train(self, batches: List[Any]) -> None:

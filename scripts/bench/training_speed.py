@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from luna_fairseq.errors import DataError
 from luna_fairseq.measuring import interleaved
 from scripts.bench.configs import Run
 from scripts.bench.measuring import keep_memory, machine
@@ -41,7 +42,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = ":".join(str(Path(part).resolve()) for part in args.data.split(":"))
     runs = [Run(path, data, device) for path in args.configs]
-    batches = runs[0].batches(args.batches, device)
+    try:
+        batches = runs[0].batches(args.batches, device)
+    except DataError as error:
+        parser.error(str(error))
     words = sum(int(batch["ntokens"]) for batch in batches)
     seconds = interleaved({run.name: partial(run.train, batches) for run in runs}, args.rounds, device)
 

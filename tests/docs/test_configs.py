@@ -86,8 +86,9 @@ def test_a_flag_turns_its_option_on_whatever_the_architecture(arch: str, flag: s
     assert vars(_parsed(arch, flag))[flag[2:].replace("-", "_")] is True
 
 
-def test_documents_have_room() -> None:
-    cfg = _compose(ROOT / "configs" / "translation" / "documents_luna_untied_32_bias.yaml")
+@pytest.mark.parametrize("name", ["transformer", "luna_untied_32_bias"])
+def test_documents_have_room(name: str) -> None:
+    cfg = _compose(ROOT / "configs" / "translation" / f"documents_{name}.yaml")
     for part in (cfg.task, cfg.model):
         assert (part.max_source_positions, part.max_target_positions) == (4096, 4096)
     assert (cfg.model.encoder_layers, cfg.optimization.max_epoch, cfg.model.dropout) == (3, 12, 0.1)

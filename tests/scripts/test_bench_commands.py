@@ -11,12 +11,12 @@ import pytest
 from support.running import ROOT, Corpus
 
 
-def _run(module: str, *arguments: Any) -> str:
+def _run(module: str, *arguments: Any, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
 
 
 @pytest.mark.long
@@ -48,3 +48,9 @@ def test_training_of_two_configs(corpus: Corpus, tmp_path: Path) -> None:
     assert "median of 1 rounds of 2 updates" in output
     assert re.search(r"\| small_transformer \| [\d,]+ \| 1\.000 \|", output)
     assert re.search(r"\| small_luna_base_tied \| [\d,]+ \| [\d.]+ \|", output)
+
+    configs[0].write_text(configs[0].read_text().replace("model: {", "model: {max_source_positions: 1, "))
+    said = _run("scripts.bench.training_speed", configs[0], "--data", corpus.data, code=2)
+    assert said.endswith(
+        f"no example of {corpus.data} fits the positions of small_transformer: take another config\n"
+    )

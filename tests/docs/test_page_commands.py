@@ -113,7 +113,7 @@ def test_from_raw_text_to_a_perplexity_and_to_a_classifier(tmp_path: Path) -> No
         "--vocab-size 2000": "--vocab-size 120",
         "-embed-dim 128": "-embed-dim 16",
         "-embed-dim 512": "-embed-dim 16",
-        "--max-epoch 10": "--max-epoch 2",
+        "--max-epoch 5": "--max-epoch 2",
         "--max-update 300": "--max-update 4",
         "--validate-interval-updates 100": "--validate-interval-updates 2",
     }

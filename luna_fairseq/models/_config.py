@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Collection, Dict, Iterable, Iterator, Optional, Tuple, Type
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer.transformer_config import (
@@ -18,13 +19,43 @@ from omegaconf import II, OmegaConf
 
 from luna_fairseq.ops import CAUSAL_ACTIVATIONS
 
+# What tasks and models have in common, and what it is where a task does not say.
+_TASK_OPTIONS: Dict[str, Any] = {
+    "max_source_positions": 1024,
+    "max_target_positions": 1024,
+    "tokens_per_sample": 1024,
+    "add_bos_token": False,
+}
+
+
+def _said_by_task(task: Any, name: str) -> Any:
+    """An option of a task's config, whatever kind that is and whether it has it or not."""
+    if OmegaConf.is_config(task):
+        value = None if name not in task or OmegaConf.is_missing(task, name) else task[name]
+    else:
+        value = getattr(task, name, None)
+    return _TASK_OPTIONS[name] if value is None else value
+
+
+def task_option(name: str) -> Any:
+    """A default: what the task says, or fairseq's usual value where its config has no such option, or is none.
+
+    One option then serves the task and the model, on the command line and in YAML. fairseq's own ``${task.NAME}`` ends
+    the run where a task has no dataclass (its options are argparse's), or one without this option.
+    """
+    return f"${{option_of_task:{name}}}"
+
+
+OmegaConf.register_new_resolver(
+    "option_of_task", lambda name, _root_: _said_by_task(OmegaConf.select(_root_, "task"), name), replace=True
+)
+
 _NESTED = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
 
 # Where fairseq's own nested field cannot be used flat, with the reason.
 _CHANGED: Dict[str, Tuple[Any, Any]] = {
-    # One option serves the task and the model, on the command line and in YAML.
-    "max_source_positions": (int, II("task.max_source_positions")),
-    "max_target_positions": (int, II("task.max_target_positions")),
+    "max_source_positions": (int, task_option("max_source_positions")),
+    "max_target_positions": (int, task_option("max_target_positions")),
     # Follow the width of the decoder; the nested names do not exist here.
     "decoder_input_dim": (int, II("model.decoder_embed_dim")),
     "decoder_output_dim": (int, II("model.decoder_embed_dim")),
@@ -261,14 +292,41 @@ def nested_config(cfg: Any) -> TransformerConfig:
     return TransformerConfig.from_namespace(namespace(cfg))
 
 
-def namespace(cfg: Any) -> Namespace:
-    """A flat config as a plain Namespace of its own, every ``${...}`` filled in."""
+def namespace(cfg: Any, task: Any = None) -> Namespace:
+    """A flat config as a plain Namespace of its own, every ``${...}`` filled in.
+
+    Args:
+        cfg: a dataclass, a DictConfig or a Namespace of options.
+        task: whose options count where the model's config is no part of a whole one (a dataclass, which fairseq also
+            makes of a Namespace); read nowhere else, may be None.
+    """
     if OmegaConf.is_config(cfg):
         options: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
         return Namespace(**options)
-    if isinstance(cfg, FairseqDataclass):
-        return Namespace(**dataclasses.asdict(cfg))
-    return Namespace(**vars(cfg))
+    values = dataclasses.asdict(cfg) if isinstance(cfg, FairseqDataclass) else dict(vars(cfg))
+    open_values = {name for name, value in values.items() if isinstance(value, str) and value.startswith("${")}
+    if open_values:
+        said = getattr(task, "cfg", None) or getattr(task, "args", None)
+        known = {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
+        root = OmegaConf.create({"model": known, "task": {name: _said_by_task(said, name) for name in _TASK_OPTIONS}})
+        values.update({name: root.model[name] for name in open_values})
+    return Namespace(**values)
+
+
+def add_options(parser: Any, config: type) -> None:
+    """Add a model's options to a parser, without defaults: those are the architecture's, filled in afterwards.
+
+    Args:
+        parser: an argparse parser or group.
+        config: the base config, not the architecture's: an on/off option that is on by default would become a flag
+            that turns it off.
+    """
+    for option in dataclasses.fields(config):
+        # fairseq forgets the type of what follows another option, and text would come of the number.
+        if isinstance(option.default, str) and option.default.startswith("${") and option.type in (int, Optional[int]):
+            if help_text := option.metadata.get("help"):
+                parser.add_argument(_flag(option.name), type=int, help=help_text)
+    gen_parser_from_dataclass(parser, config(), delete_default=True)
 
 
 def register_architectures(model: Type[BaseFairseqModel], config: type, sizes: Dict[str, Dict[str, Any]]) -> None:

@@ -4,7 +4,6 @@ import copy
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import (
     TransformerDecoderBase,
@@ -18,7 +17,14 @@ from torch import Tensor, nn
 
 from luna_fairseq import ops
 from luna_fairseq.checkpoint import check_position_bias, check_tied_kv, translate_published_names
-from luna_fairseq.models._config import LunaConfig, check_config, nested_config, register_architectures
+from luna_fairseq.models._config import (
+    LunaConfig,
+    add_options,
+    check_config,
+    namespace,
+    nested_config,
+    register_architectures,
+)
 from luna_fairseq.modules import (
     CausalLunaAttention,
     Dropout,
@@ -357,14 +363,13 @@ class LunaModel(TransformerModelBase):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        # The base config, not the architecture's: an on/off option that is on by default would become a
-        # flag that turns it off. The defaults are the architecture's all the same, filled in afterwards.
-        gen_parser_from_dataclass(parser, LunaConfig(), delete_default=True)
+        add_options(parser, LunaConfig)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaModel":
-        check_config(cfg)
-        return super().build_model(nested_config(cfg), task)
+        options = namespace(cfg, task)
+        check_config(options)
+        return super().build_model(nested_config(options), task)
 
     @classmethod
     def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> LunaEncoder:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, cast
 
 from fairseq import hub_utils, utils
 from fairseq.dataclass import ChoiceEnum
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from luna_fairseq.checkpoint import check_position_bias, check_shapes, check_tied_kv, translate_published_names
 from luna_fairseq.models._config import (
     LunaOptions,
+    add_options,
     check_at_least,
     check_position_bias_options,
     check_probabilities,
@@ -132,14 +132,14 @@ class LunaBertModel(RobertaModel):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, LunaBertConfig(), delete_default=True)
+        add_options(parser, LunaBertConfig)
         # Tasks read it too, and have no or another default.
         config = getattr(cls, "__dataclass", LunaBertConfig)  # set by register_model
         parser.set_defaults(max_positions=config.max_positions)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaBertModel":
-        args = namespace(cfg)
+        args = namespace(cfg, task)
         _check_bert_config(args, task)
         args.untie_weights_roberta = args.untie_weights_luna
         args.max_source_positions = args.max_positions

@@ -28,27 +28,33 @@ _TASK_OPTIONS: Dict[str, Any] = {
 }
 
 
-def _said_by_task(task: Any, name: str) -> Any:
-    """An option of a task's config, whatever kind that is and whether it has it or not."""
+def _in_config(task: Any, name: str) -> Any:
+    """An option of a task's config, whatever kind that is; None if it has none."""
     if OmegaConf.is_config(task):
-        value = None if name not in task or OmegaConf.is_missing(task, name) else task[name]
-    else:
-        value = getattr(task, name, None)
-    return _TASK_OPTIONS[name] if value is None else value
+        return None if name not in task or OmegaConf.is_missing(task, name) else task[name]
+    return getattr(task, name, None)
 
 
-def task_option(name: str) -> Any:
+def _said_by_task(*names: str, _root_: Any) -> Any:
+    task = OmegaConf.select(_root_, "task")
+    said = [value for value in (_in_config(task, name) for name in names) if value is not None]
+    return said[0] if said else _TASK_OPTIONS[names[-1]]
+
+
+OmegaConf.register_new_resolver("option_of_task", _said_by_task, replace=True)
+
+
+def task_option(*names: str) -> Any:
     """A default: what the task says, or fairseq's usual value where its config has no such option, or is none.
 
-    One option then serves the task and the model, on the command line and in YAML. fairseq's own ``${task.NAME}`` ends
-    the run where a task has no dataclass (its options are argparse's), or one without this option.
+    One option then serves the task and the model, on the command line and in YAML. fairseq's own ``${task.NAME}``
+    ends the run where a task has no dataclass (its options are argparse's), or one without this option.
+
+    Args:
+        names: of the option, and of those that stand in for it where the task leaves it open.
     """
-    return f"${{option_of_task:{name}}}"
+    return f"${{option_of_task:{','.join(names)}}}"
 
-
-OmegaConf.register_new_resolver(
-    "option_of_task", lambda name, _root_: _said_by_task(OmegaConf.select(_root_, "task"), name), replace=True
-)
 
 _NESTED = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
 
@@ -120,25 +126,41 @@ POSITION_BIAS = (
 
 
 @dataclass
-class LunaOptions(FairseqDataclass):
+class PackedOptions(FairseqDataclass):
     """What every Luna model has beyond fairseq's options (published names)."""
 
     projection_length: int = field(
         default=32, metadata={"help": "length l of the packed sequence P (projection length), at least 1"}
     )
-    fix_projection_length: bool = field(
-        default=False,
-        metadata={"help": "use all l rows of P for every sentence, however short (default: at most its length)"},
-    )
     untie_luna_kv: bool = field(
         default=False,
         metadata={"help": "separate key and value matrices in pack and unpack (default: one for both)"},
+    )
+
+
+@dataclass
+class CausalOptions(FairseqDataclass):
+    """What every model with causal Luna attention has."""
+
+    causal_activation: ChoiceEnum(list(CAUSAL_ACTIVATIONS)) = field(  # type: ignore[valid-type]
+        default="softplus",
+        metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
+    )
+
+
+@dataclass
+class LunaOptions(PackedOptions):
+    """What every model has whose P packs whole sentences."""
+
+    fix_projection_length: bool = field(
+        default=False,
+        metadata={"help": "use all l rows of P for every sentence, however short (default: at most its length)"},
     )
     packed_position_bias: float = field(default=0.0, metadata={"help": POSITION_BIAS})
 
 
 @dataclass
-class LunaConfig(LunaOptions, _FlatTransformerConfig):
+class LunaConfig(CausalOptions, LunaOptions, _FlatTransformerConfig):
     """Every option of fairseq's transformer, flat, and Luna's own (published names and defaults).
 
     The defaults are those of ``luna_base``: the sizes of Transformer-base, projection length 32, tied kv.
@@ -151,10 +173,6 @@ class LunaConfig(LunaOptions, _FlatTransformerConfig):
     decoder_projected_attention_heads: int = field(
         default=II("model.decoder_attention_heads"),
         metadata={"help": "heads of the pack step in the decoder (default: its attention heads)"},
-    )
-    causal_activation: ChoiceEnum(list(CAUSAL_ACTIVATIONS)) = field(  # type: ignore[valid-type]
-        default="softplus",
-        metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
     )
     packed_position_bias_in: ChoiceEnum(["both", "encoder", "cross"]) = field(  # type: ignore[valid-type]
         default="both",
@@ -190,9 +208,7 @@ def check_config(cfg: Any) -> None:
     Raises:
         ValueError: with the option, its value, and what to change.
     """
-    for name, reason in REFUSED.items():
-        if getattr(cfg, name, None):
-            raise ValueError(f"{_flag(name)} is not available for Luna: {reason}; leave it out")
+    check_refused(cfg, REFUSED)
     check_stack(cfg, "encoder")
     check_stack(cfg, "decoder")
     if cfg.decoder_embed_dim != cfg.encoder_embed_dim:
@@ -213,6 +229,21 @@ def check_config(cfg: Any) -> None:
         )
     check_probabilities(cfg, "word_dropout")
     check_position_bias_options(cfg)
+
+
+def check_refused(cfg: Any, refused: Dict[str, str]) -> None:
+    """Refuse options that have no meaning.
+
+    Args:
+        cfg: a flat config.
+        refused: option -> why.
+
+    Raises:
+        ValueError: with the option and the reason.
+    """
+    for name, reason in refused.items():
+        if getattr(cfg, name, None):
+            raise ValueError(f"{_flag(name)} is not available for Luna: {reason}; leave it out")
 
 
 def check_position_bias_options(cfg: Any) -> None:
@@ -308,7 +339,7 @@ def namespace(cfg: Any, task: Any = None) -> Namespace:
     if open_values:
         said = getattr(task, "cfg", None) or getattr(task, "args", None)
         known = {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
-        root = OmegaConf.create({"model": known, "task": {name: _said_by_task(said, name) for name in _TASK_OPTIONS}})
+        root = OmegaConf.create({"model": known, "task": {name: _in_config(said, name) for name in _TASK_OPTIONS}})
         values.update({name: root.model[name] for name in open_values})
     return Namespace(**values)
 
@@ -323,9 +354,9 @@ def add_options(parser: Any, config: type) -> None:
     """
     for option in dataclasses.fields(config):
         # fairseq forgets the type of what follows another option, and text would come of the number.
-        if isinstance(option.default, str) and option.default.startswith("${") and option.type in (int, Optional[int]):
-            if help_text := option.metadata.get("help"):
-                parser.add_argument(_flag(option.name), type=int, help=help_text)
+        follows = isinstance(option.default, str) and option.default.startswith("${")
+        if follows and option.type is int and "help" in option.metadata:
+            parser.add_argument(_flag(option.name), type=int, help=option.metadata["help"])
     gen_parser_from_dataclass(parser, config(), delete_default=True)
 
 

@@ -1,10 +1,9 @@
 """The Luna masked-LM model: ``--arch luna_bert`` and its six sizes (paper, section 4.3)."""
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, cast
 
-from fairseq import hub_utils, utils
+from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
@@ -23,7 +22,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
-from luna_fairseq.models._hub import LunaHubInterface, find_pieces
+from luna_fairseq.models._hub import LunaHubInterface, load_for_hub
 from luna_fairseq.models.luna import LunaEncoder, source_padding
 from luna_fairseq.modules.heads import HEADS, FirstTokenHead
 from luna_fairseq.modules.packed_input import BERT_STD
@@ -278,23 +277,8 @@ class LunaBertModel(RobertaModel):
         Raises:
             FileNotFoundError: if the checkpoint or the dictionary does not exist.
         """
-        path = os.path.join(model_name_or_path, checkpoint_file)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")
-        start = model_name_or_path if data_name_or_path.startswith(".") else ""
-        first_shard = utils.split_paths(data_name_or_path)[0]
-        folder = os.path.abspath(os.path.join(start, first_shard))
-        dictionaries = [os.path.join(folder, part, "dict.txt") for part in ("", "input0")]
-        if not any(map(os.path.isfile, dictionaries)):
-            raise FileNotFoundError(
-                f"dictionary {dictionaries[0]} does not exist: name its folder as data_name_or_path"
-            )
-        loaded = hub_utils.from_pretrained(
-            model_name_or_path,
-            checkpoint_file,
-            folder,
-            load_checkpoint_heads=True,
-            **find_pieces(folder, {"bpe": bpe, **kwargs}),
+        loaded = load_for_hub(
+            model_name_or_path, checkpoint_file, data_name_or_path, bpe=bpe, load_checkpoint_heads=True, **kwargs
         )
         return LunaHubInterface(loaded["args"], loaded["task"], loaded["models"][0]).eval()
 

@@ -371,6 +371,11 @@ class CausalLunaAttention(_LunaAttentionBase):
     def _unseen_in_shapes(self) -> Dict[str, Any]:
         return {**super()._unseen_in_shapes(), "activation": self.activation}
 
+    def state(self, incremental_state: Optional[IncrementalState]) -> Optional[ops.CausalState]:
+        """What the positions so far have left in a decoding state, or None before the first."""
+        saved = self._saved(incremental_state)
+        return ops.CausalState(*(saved[name] for name in ops.CausalState._fields)) if saved else None  # type: ignore[arg-type]
+
     def forward(
         self,
         query: Tensor,
@@ -378,6 +383,7 @@ class CausalLunaAttention(_LunaAttentionBase):
         packed_mask: Optional[Tensor] = None,
         padding_mask: Optional[Tensor] = None,
         incremental_state: Optional[IncrementalState] = None,
+        carried: Optional[ops.CausalState] = None,
     ) -> Tensor:
         """Attend from each position to itself and the earlier ones.
 
@@ -393,22 +399,21 @@ class CausalLunaAttention(_LunaAttentionBase):
             padding_mask: ``[B, N]`` bool, True = padding, or None; needed only for padding before a real
                 position, since later positions cannot be seen.
             incremental_state: fairseq's decoding state, or None.
+            carried: what earlier positions have left, to begin an empty ``incremental_state`` with; not changed.
 
         Returns:
             ``[B, N, D]``.
         """
         saved = self._saved(incremental_state)
-        state: Optional[ops.CausalState]
+        state = self.state(incremental_state)
         if saved:
             packed_query, packed_mask = saved["packed_query"], saved["packed_mask"]
-            state = ops.CausalState(*(saved[field] for field in ops.CausalState._fields))  # type: ignore[arg-type]
         else:
             assert packed is not None
             packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
-            state = None
             if incremental_state is not None:
                 packed_query = packed_query.contiguous()  # once, and not in the product of every step
-                state = ops.CausalState.start(packed_query, query.size(0), self.tie_kv)
+                state = carried or ops.CausalState.start(packed_query, query.size(0), self.tie_kv)
         assert packed_query is not None
 
         q = _split_heads(self.q_proj(query), self.num_heads)

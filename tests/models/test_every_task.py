@@ -1,4 +1,4 @@
-"""A model takes its positions from whatever task there is, however that task keeps its options, and builds from a Namespace."""
+"""A model takes its positions from whatever task there is, and builds from a plain Namespace."""
 
 import argparse
 from argparse import Namespace
@@ -41,7 +41,10 @@ def _whole_config(task: str, *args: str) -> Any:
 
 @pytest.mark.parametrize(
     "task",
-    "translation denoising language_modeling translation_multi_simple_epoch online_backtranslation dummy_mt own".split(),
+    [
+        *("translation", "denoising", "language_modeling", "translation_multi_simple_epoch"),
+        *("online_backtranslation", "dummy_mt", "own"),
+    ],
 )
 def test_one_option_serves_task_and_model(task: str) -> None:
     """With and without a dataclass, with and without these options in it."""
@@ -74,7 +77,7 @@ def test_options_that_follow_others_are_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "arch, changes",
+    ("arch", "changes"),
     [
         ("luna", dict(encoder_embed_dim=16, decoder_embed_dim=16, encoder_layers=1, decoder_layers=1)),
         ("luna_base_512", dict(encoder_embed_dim=24, encoder_layers=1)),

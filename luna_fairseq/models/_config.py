@@ -19,13 +19,8 @@ from omegaconf import II, OmegaConf
 
 from luna_fairseq.ops import CAUSAL_ACTIVATIONS
 
-# What tasks and models have in common, and what it is where a task does not say.
-_TASK_OPTIONS: Dict[str, Any] = {
-    "max_source_positions": 1024,
-    "max_target_positions": 1024,
-    "tokens_per_sample": 1024,
-    "add_bos_token": False,
-}
+# What tasks and models have in common.
+_OF_TASKS = ("max_source_positions", "max_target_positions", "tokens_per_sample", "add_bos_token")
 
 
 def _in_config(task: Any, name: str) -> Any:
@@ -35,33 +30,33 @@ def _in_config(task: Any, name: str) -> Any:
     return getattr(task, name, None)
 
 
-def _said_by_task(*names: str, _root_: Any) -> Any:
-    task = OmegaConf.select(_root_, "task")
-    said = [value for value in (_in_config(task, name) for name in names) if value is not None]
-    return said[0] if said else _TASK_OPTIONS[names[-1]]
+def _said_by_task(name: str, default: Any, _root_: Any) -> Any:
+    value = _in_config(OmegaConf.select(_root_, "task"), name)
+    return default if value is None else value
 
 
 OmegaConf.register_new_resolver("option_of_task", _said_by_task, replace=True)
 
 
-def task_option(*names: str) -> Any:
-    """A default: what the task says, or fairseq's usual value where its config has no such option, or is none.
+def task_option(name: str, default: str) -> Any:
+    """A default: what the task says, or another value where its config has no such option, or is none.
 
     One option then serves the task and the model, on the command line and in YAML. fairseq's own ``${task.NAME}``
     ends the run where a task has no dataclass (its options are argparse's), or one without this option.
 
     Args:
-        names: of the option, and of those that stand in for it where the task leaves it open.
+        name: of the option.
+        default: the other value, as YAML writes it.
     """
-    return f"${{option_of_task:{','.join(names)}}}"
+    return f"${{option_of_task:{name},{default}}}"
 
 
 _NESTED = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
 
 # Where fairseq's own nested field cannot be used flat, with the reason.
 _CHANGED: Dict[str, Tuple[Any, Any]] = {
-    "max_source_positions": (int, task_option("max_source_positions")),
-    "max_target_positions": (int, task_option("max_target_positions")),
+    "max_source_positions": (int, task_option("max_source_positions", "1024")),
+    "max_target_positions": (int, task_option("max_target_positions", "1024")),
     # Follow the width of the decoder; the nested names do not exist here.
     "decoder_input_dim": (int, II("model.decoder_embed_dim")),
     "decoder_output_dim": (int, II("model.decoder_embed_dim")),
@@ -145,6 +140,23 @@ class CausalOptions(FairseqDataclass):
     causal_activation: ChoiceEnum(list(CAUSAL_ACTIVATIONS)) = field(  # type: ignore[valid-type]
         default="softplus",
         metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
+    )
+
+
+@dataclass
+class CarryOptions(FairseqDataclass):
+    """Of the language model and of its task: blocks that hand on their state."""
+
+    carry_state: bool = field(
+        default=False,
+        metadata={
+            "help": "each block begins with the state at the end of the block before it (luna_lm): training over "
+            "consecutive blocks by truncated backpropagation, evaluation with all of the text before"
+        },
+    )
+    carry_positions: ChoiceEnum(["continue", "restart"]) = field(  # type: ignore[valid-type]
+        default="continue",
+        metadata={"help": "with --carry-state, count positions on from block to block, or from 0 in each (restart)"},
     )
 
 
@@ -339,7 +351,7 @@ def namespace(cfg: Any, task: Any = None) -> Namespace:
     if open_values:
         said = getattr(task, "cfg", None) or getattr(task, "args", None)
         known = {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
-        root = OmegaConf.create({"model": known, "task": {name: _in_config(said, name) for name in _TASK_OPTIONS}})
+        root = OmegaConf.create({"model": known, "task": {name: _in_config(said, name) for name in _OF_TASKS}})
         values.update({name: root.model[name] for name in open_values})
     return Namespace(**values)
 

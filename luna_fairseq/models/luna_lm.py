@@ -19,6 +19,7 @@ from luna_fairseq import ops
 from luna_fairseq.checkpoint import check_shapes, check_tied_kv
 from luna_fairseq.errors import CheckpointMismatch
 from luna_fairseq.models._config import (
+    CarryOptions,
     CausalOptions,
     PackedOptions,
     add_options,
@@ -39,7 +40,7 @@ from luna_fairseq.modules.carried import Carry
 
 
 @dataclass
-class LunaLanguageModelConfig(CausalOptions, PackedOptions, TransformerLanguageModelConfig):
+class LunaLanguageModelConfig(CarryOptions, CausalOptions, PackedOptions, TransformerLanguageModelConfig):
     """Every option of fairseq's ``transformer_lm``, and Luna's own; the defaults are those of ``luna_lm``."""
 
     share_packed_embeddings: bool = field(
@@ -53,9 +54,9 @@ class LunaLanguageModelConfig(CausalOptions, PackedOptions, TransformerLanguageM
         default=II("model.decoder_embed_dim"), metadata={"help": "decoder output dimension (default: its width)"}
     )
     # One option serves the task and the model.
-    tokens_per_sample: int = task_option("tokens_per_sample")
-    max_target_positions: Optional[int] = task_option("max_target_positions", "tokens_per_sample")
-    add_bos_token: bool = task_option("add_bos_token")
+    tokens_per_sample: int = task_option("tokens_per_sample", "1024")
+    max_target_positions: Optional[int] = task_option("max_target_positions", "null")
+    add_bos_token: bool = task_option("add_bos_token", "false")
     tpu: bool = False
 
 
@@ -240,7 +241,8 @@ class LunaLanguageModel(FairseqLanguageModel):
     with ``sample`` and ``score``, and ``stream`` for texts without end.
     """
 
-    carries_state = True  # asked by the task
+    carry_state: bool  # what its task does while it is trained, and how
+    carry_positions: str
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -249,6 +251,8 @@ class LunaLanguageModel(FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaLanguageModel":
         args = namespace(cfg, task)
+        if args.max_target_positions is None:
+            args.max_target_positions = args.tokens_per_sample
         args.decoder_layers_to_keep = args.decoder_layers_to_keep or None
         if args.decoder_layers_to_keep:
             args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
@@ -256,7 +260,9 @@ class LunaLanguageModel(FairseqLanguageModel):
         args.decoder_projected_attention_heads = args.decoder_attention_heads
         args.packed_position_bias = args.word_dropout = 0.0
         embed_tokens = cls.build_embedding(args, task.source_dictionary)
-        return cls(LunaLanguageModelDecoder(nested_config(args), task.target_dictionary, embed_tokens))
+        model = cls(LunaLanguageModelDecoder(nested_config(args), task.target_dictionary, embed_tokens))
+        model.carry_state, model.carry_positions = args.carry_state, str(args.carry_positions)
+        return model
 
     @classmethod
     def build_embedding(cls, args: Any, dictionary: Any) -> nn.Module:
@@ -342,6 +348,14 @@ def _check_lm_config(args: Any) -> None:
         )
     if args.adaptive_input and not args.adaptive_input_cutoff:
         raise ValueError("--adaptive-input needs --adaptive-input-cutoff N,N,...: where the rarer words begin")
+    if args.adaptive_input and args.quant_noise_pq > 0:
+        bands = range(1 + len(options.eval_str_list(args.adaptive_input_cutoff, type=int)))
+        narrow = [int(widths[0] // args.adaptive_input_factor**band) for band in bands]
+        if any(width % args.quant_noise_pq_block_size for width in narrow):
+            raise ValueError(
+                f"--quant-noise-pq-block-size is {args.quant_noise_pq_block_size}: it must divide the widths "
+                f"{', '.join(map(str, narrow))} of adaptive input"
+            )
     if not args.tie_adaptive_weights:
         return
     if not (args.adaptive_input and args.adaptive_softmax_cutoff):

@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -11,33 +11,21 @@ import torch
 from fairseq import utils
 from fairseq.data import BaseWrapperDataset
 from fairseq.data.iterators import EpochBatchIterator
-from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from torch import Tensor
 
 from luna_fairseq import compat
 from luna_fairseq.checks import check_complete, check_dictionary, check_folder
 from luna_fairseq.errors import DataError
+from luna_fairseq.models._config import CarryOptions
 from luna_fairseq.modules.carried import Carry
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class CarryingLanguageModelingConfig(LanguageModelingConfig):
-    """fairseq's options, and two of the state that blocks hand on."""
-
-    carry_state: bool = field(
-        default=False,
-        metadata={
-            "help": "each block begins with the state at the end of the block before it (luna_lm): training over "
-            "consecutive blocks by truncated backpropagation, evaluation with all of the text before"
-        },
-    )
-    carry_positions: ChoiceEnum(["continue", "restart"]) = field(  # type: ignore[valid-type]
-        default="continue",
-        metadata={"help": "with --carry-state, count positions on from block to block, or from 0 in each (restart)"},
-    )
+class CarryingLanguageModelingConfig(CarryOptions, LanguageModelingConfig):
+    """fairseq's options, and those of the state that blocks hand on."""
 
 
 class ConsecutiveBlocks(BaseWrapperDataset):
@@ -175,14 +163,17 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
 
     def __init__(self, args: Any, *others: Any, **kwargs: Any) -> None:
         super().__init__(args, *others, **kwargs)
-        self.carries = bool(getattr(args, "carry_state", False))
-        restart = getattr(args, "carry_positions", "continue") == "restart"
-        self._carriers = {split: Carrier(restart) for split in ("train", "valid")}
-        if self.carries and getattr(args, "add_bos_token", False):
+        self._carriers: Dict[str, Carrier] = {}  # empty: nothing is carried
+        if getattr(args, "carry_state", False):
+            self._begin_to_carry(args.carry_positions)
+
+    def _begin_to_carry(self, positions: str) -> None:
+        if getattr(self.args, "add_bos_token", False):
             raise ValueError(
                 "--carry-state goes on with one text, and --add-bos-token begins a new one with each block: leave "
                 "one of them out"
             )
+        self._carriers = {split: Carrier(positions == "restart") for split in ("train", "valid")}
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> LanguageModelingTask:
@@ -195,7 +186,10 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
 
     def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(args, from_checkpoint)
-        if self.carries and not getattr(model, "carries_state", False):
+        # Whoever evaluates says so to the task.
+        if not from_checkpoint and getattr(model, "carry_state", False) and not self._carriers:
+            self._begin_to_carry(model.carry_positions)
+        if self._carriers and not hasattr(model, "carry_state"):
             raise ValueError(
                 "--carry-state needs a model whose state has one size, luna_lm: leave it out with "
                 f"{type(model).__name__}"
@@ -212,7 +206,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
             for folder in utils.split_paths(self.args.data):  # a later shard must not stop the run after days
                 check_complete(os.path.join(folder, split))
         super().load_dataset(split, epoch, combine, **kwargs)
-        if self.carries:
+        if self._carriers:
             self.datasets[split] = ConsecutiveBlocks(self.datasets[split])
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -230,12 +224,12 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         return batches
 
     def train_step(self, sample: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.carries:
+        if self._carriers:
             sample = self._carriers["train"].carry_on(sample)
         return super().train_step(sample, model, *args, **kwargs)
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
-        if self.carries:
+        if self._carriers:
             sample = self._carriers["valid"].carry_on(sample)
         return super().valid_step(sample, model, criterion)
 
@@ -245,7 +239,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         Raises:
             ValueError: for a context window beside the carried state.
         """
-        if not self.carries:
+        if not self._carriers:
             return super().eval_lm_dataloader(dataset, *args, **kwargs)
         if kwargs.pop("context_window", 0) > 0:
             raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")

@@ -290,6 +290,7 @@ def test_a_checkpoint_of_another_model_is_named(here: Dict[str, Any], there: Dic
         ({"share_decoder_input_output_embed": True, "decoder_output_dim": 8}, "must equal --decoder-input-dim 32"),
         ({"share_decoder_input_output_embed": True, **ADAPTIVE}, "a plain table of embeddings"),
         ({"adaptive_input": True}, "needs --adaptive-input-cutoff"),
+        ({**ADAPTIVE, "quant_noise_pq": 0.1}, "must divide the widths 32, 8, 2 of adaptive input"),
         ({"tie_adaptive_weights": True}, "needs --adaptive-input and --adaptive-softmax-cutoff"),
         (
             {**ADAPTIVE, "tie_adaptive_weights": True, "adaptive_softmax_factor": 2.0},

@@ -340,13 +340,14 @@ def namespace(cfg: Any, task: Any = None) -> Namespace:
 
     Args:
         cfg: a dataclass, a DictConfig or a Namespace of options.
-        task: whose options count where the model's config is no part of a whole one (a dataclass, which fairseq also
-            makes of a Namespace); read nowhere else, may be None.
+        task: whose options count where the model's config is no part of a whole one (such as a dataclass, which
+            fairseq also makes of a Namespace); read nowhere else, may be None.
     """
     if OmegaConf.is_config(cfg):
-        options: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-        return Namespace(**options)
-    values = dataclasses.asdict(cfg) if isinstance(cfg, FairseqDataclass) else dict(vars(cfg))
+        whole = cfg._get_parent() is not None
+        values: Any = OmegaConf.to_container(cfg, resolve=whole, enum_to_str=True)
+    else:
+        values = dataclasses.asdict(cfg) if isinstance(cfg, FairseqDataclass) else dict(vars(cfg))
     open_values = {name for name, value in values.items() if isinstance(value, str) and value.startswith("${")}
     if open_values:
         said = getattr(task, "cfg", None) or getattr(task, "args", None)

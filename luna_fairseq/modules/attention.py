@@ -424,8 +424,8 @@ class CausalLunaAttention(_LunaAttentionBase):
             value = _split_heads(self.v_proj(query), self.num_heads)
         batch, length, _ = query.shape
         rows = ops.rows_per_sentence(batch, packed_query.size(0))
-        # All rows of a sentence side by side.
-        context = query.reshape(packed_query.size(0), rows * length, self.embed_dim)
+        # All rows of a sentence side by side. One P may be that of any batch, whatever one the model is traced with.
+        context = query.reshape(packed_query.size(0), -1, self.embed_dim)
         if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
             scores = _split_heads(ops.folded_scores(context, packed_query, folded[0]), self.num_heads)
             pack_weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
@@ -433,9 +433,10 @@ class CausalLunaAttention(_LunaAttentionBase):
             context = _split_heads(self.pc_proj(context), self.num_heads)
             pack_weights = ops.causal_pack_weights(context, packed_query, self.activation)
         row_mask = packed_mask
-        if rows > 1:
-            pack_weights = pack_weights.unflatten(2, (rows, length)).transpose(1, 2).flatten(0, 1)
-            row_mask = None if packed_mask is None else packed_mask.repeat_interleave(rows, dim=0)
+        if rows > 1 or packed_query.size(0) == 1:
+            pack_weights = pack_weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+        if rows > 1 and packed_mask is not None:
+            row_mask = packed_mask.repeat_interleave(rows, dim=0)
         y, state = ops.causal_luna_attention(
             q,
             key,

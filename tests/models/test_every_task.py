@@ -12,6 +12,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import TASK_REGISTRY, LegacyFairseqTask, register_task
 from omegaconf import OmegaConf
 
+from luna_fairseq.models.luna import LunaConfig, LunaModel
 from support.models import make_dictionary, make_task
 
 SMALL: List[str] = (
@@ -91,6 +92,15 @@ def test_a_plain_namespace_builds(arch: str, changes: Dict[str, Any]) -> None:
     task = make_task(dictionary)
     for args in (options.get_args("folder", arch=arch, **changes), Namespace(arch=arch, **changes)):
         models.build_model(args, task)
+
+
+def test_a_config_that_is_no_part_of_another_builds() -> None:
+    """So do a dataclass, and a DictConfig of some options."""
+    task = make_task()
+    small = dict(encoder_layers=1, decoder_layers=1, encoder_embed_dim=16, decoder_embed_dim=16)
+    model: Any = models.build_model(OmegaConf.create({"_name": "luna", **small}), task)
+    assert model.max_positions() == (1024, 1024)
+    assert LunaModel.build_model(LunaConfig(**small), task).decoder.output_embed_dim == 16
 
 
 def test_a_plain_namespace_has_the_positions_of_its_task() -> None:

@@ -11,9 +11,11 @@ _REGISTERING = (
     "luna_fairseq.criterions.lra_cross_entropy",
     "luna_fairseq.models.luna",
     "luna_fairseq.models.luna_bert",
+    "luna_fairseq.models.luna_lm",
     "luna_fairseq.models.lra",
     "luna_fairseq.tasks._translation",
     "luna_fairseq.tasks._masked_lm",
+    "luna_fairseq.tasks._language_modeling",
     "luna_fairseq.tasks._sentences",
     "luna_fairseq.tasks.long_range_arena",
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Collection, Dict, Iterable, Iterator, Optional, Tuple, Type
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer.transformer_config import (
@@ -18,13 +19,44 @@ from omegaconf import II, OmegaConf
 
 from luna_fairseq.ops import CAUSAL_ACTIVATIONS
 
+# What tasks and models have in common.
+_OF_TASKS = ("max_source_positions", "max_target_positions", "tokens_per_sample", "add_bos_token")
+
+
+def _in_config(task: Any, name: str) -> Any:
+    """An option of a task's config, whatever kind that is; None if it has none."""
+    if OmegaConf.is_config(task):
+        return None if name not in task or OmegaConf.is_missing(task, name) else task[name]
+    return getattr(task, name, None)
+
+
+def _said_by_task(name: str, default: Any, _root_: Any) -> Any:
+    value = _in_config(OmegaConf.select(_root_, "task"), name)
+    return default if value is None else value
+
+
+OmegaConf.register_new_resolver("option_of_task", _said_by_task, replace=True)
+
+
+def task_option(name: str, default: str) -> Any:
+    """A default: what the task says, or another value where its config has no such option, or is none.
+
+    One option then serves the task and the model, on the command line and in YAML. fairseq's own ``${task.NAME}``
+    ends the run where a task has no dataclass (its options are argparse's), or one without this option.
+
+    Args:
+        name: of the option.
+        default: the other value, as YAML writes it.
+    """
+    return f"${{option_of_task:{name},{default}}}"
+
+
 _NESTED = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
 
 # Where fairseq's own nested field cannot be used flat, with the reason.
 _CHANGED: Dict[str, Tuple[Any, Any]] = {
-    # One option serves the task and the model, on the command line and in YAML.
-    "max_source_positions": (int, II("task.max_source_positions")),
-    "max_target_positions": (int, II("task.max_target_positions")),
+    "max_source_positions": (int, task_option("max_source_positions", "1024")),
+    "max_target_positions": (int, task_option("max_target_positions", "1024")),
     # Follow the width of the decoder; the nested names do not exist here.
     "decoder_input_dim": (int, II("model.decoder_embed_dim")),
     "decoder_output_dim": (int, II("model.decoder_embed_dim")),
@@ -89,25 +121,58 @@ POSITION_BIAS = (
 
 
 @dataclass
-class LunaOptions(FairseqDataclass):
+class PackedOptions(FairseqDataclass):
     """What every Luna model has beyond fairseq's options (published names)."""
 
     projection_length: int = field(
         default=32, metadata={"help": "length l of the packed sequence P (projection length), at least 1"}
     )
-    fix_projection_length: bool = field(
-        default=False,
-        metadata={"help": "use all l rows of P for every sentence, however short (default: at most its length)"},
-    )
     untie_luna_kv: bool = field(
         default=False,
         metadata={"help": "separate key and value matrices in pack and unpack (default: one for both)"},
+    )
+
+
+@dataclass
+class CausalOptions(FairseqDataclass):
+    """What every model with causal Luna attention has."""
+
+    causal_activation: ChoiceEnum(list(CAUSAL_ACTIVATIONS)) = field(  # type: ignore[valid-type]
+        default="softplus",
+        metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
+    )
+
+
+@dataclass
+class CarryOptions(FairseqDataclass):
+    """Of the language model and of its task: blocks that hand on their state."""
+
+    carry_state: bool = field(
+        default=False,
+        metadata={
+            "help": "each block begins with the state at the end of the block before it (luna_lm): training over "
+            "consecutive blocks by truncated backpropagation, evaluation with all of the text before"
+        },
+    )
+    carry_positions: ChoiceEnum(["continue", "restart"]) = field(  # type: ignore[valid-type]
+        default="continue",
+        metadata={"help": "with --carry-state, count positions on from block to block, or from 0 in each (restart)"},
+    )
+
+
+@dataclass
+class LunaOptions(PackedOptions):
+    """What every model has whose P packs whole sentences."""
+
+    fix_projection_length: bool = field(
+        default=False,
+        metadata={"help": "use all l rows of P for every sentence, however short (default: at most its length)"},
     )
     packed_position_bias: float = field(default=0.0, metadata={"help": POSITION_BIAS})
 
 
 @dataclass
-class LunaConfig(LunaOptions, _FlatTransformerConfig):
+class LunaConfig(CausalOptions, LunaOptions, _FlatTransformerConfig):
     """Every option of fairseq's transformer, flat, and Luna's own (published names and defaults).
 
     The defaults are those of ``luna_base``: the sizes of Transformer-base, projection length 32, tied kv.
@@ -120,10 +185,6 @@ class LunaConfig(LunaOptions, _FlatTransformerConfig):
     decoder_projected_attention_heads: int = field(
         default=II("model.decoder_attention_heads"),
         metadata={"help": "heads of the pack step in the decoder (default: its attention heads)"},
-    )
-    causal_activation: ChoiceEnum(list(CAUSAL_ACTIVATIONS)) = field(  # type: ignore[valid-type]
-        default="softplus",
-        metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
     )
     packed_position_bias_in: ChoiceEnum(["both", "encoder", "cross"]) = field(  # type: ignore[valid-type]
         default="both",
@@ -159,9 +220,7 @@ def check_config(cfg: Any) -> None:
     Raises:
         ValueError: with the option, its value, and what to change.
     """
-    for name, reason in REFUSED.items():
-        if getattr(cfg, name, None):
-            raise ValueError(f"{_flag(name)} is not available for Luna: {reason}; leave it out")
+    check_refused(cfg, REFUSED)
     check_stack(cfg, "encoder")
     check_stack(cfg, "decoder")
     if cfg.decoder_embed_dim != cfg.encoder_embed_dim:
@@ -182,6 +241,21 @@ def check_config(cfg: Any) -> None:
         )
     check_probabilities(cfg, "word_dropout")
     check_position_bias_options(cfg)
+
+
+def check_refused(cfg: Any, refused: Dict[str, str]) -> None:
+    """Refuse options that have no meaning.
+
+    Args:
+        cfg: a flat config.
+        refused: option -> why.
+
+    Raises:
+        ValueError: with the option and the reason.
+    """
+    for name, reason in refused.items():
+        if getattr(cfg, name, None):
+            raise ValueError(f"{_flag(name)} is not available for Luna: {reason}; leave it out")
 
 
 def check_position_bias_options(cfg: Any) -> None:
@@ -261,14 +335,42 @@ def nested_config(cfg: Any) -> TransformerConfig:
     return TransformerConfig.from_namespace(namespace(cfg))
 
 
-def namespace(cfg: Any) -> Namespace:
-    """A flat config as a plain Namespace of its own, every ``${...}`` filled in."""
+def namespace(cfg: Any, task: Any = None) -> Namespace:
+    """A flat config as a plain Namespace of its own, every ``${...}`` filled in.
+
+    Args:
+        cfg: a dataclass, a DictConfig or a Namespace of options.
+        task: whose options count where the model's config is no part of a whole one (such as a dataclass, which
+            fairseq also makes of a Namespace); read nowhere else, may be None.
+    """
     if OmegaConf.is_config(cfg):
-        options: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-        return Namespace(**options)
-    if isinstance(cfg, FairseqDataclass):
-        return Namespace(**dataclasses.asdict(cfg))
-    return Namespace(**vars(cfg))
+        whole = cfg._get_parent() is not None
+        values: Any = OmegaConf.to_container(cfg, resolve=whole, enum_to_str=True)
+    else:
+        values = dataclasses.asdict(cfg) if isinstance(cfg, FairseqDataclass) else dict(vars(cfg))
+    open_values = {name for name, value in values.items() if isinstance(value, str) and value.startswith("${")}
+    if open_values:
+        said = getattr(task, "cfg", None) or getattr(task, "args", None)
+        known = {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
+        root = OmegaConf.create({"model": known, "task": {name: _in_config(said, name) for name in _OF_TASKS}})
+        values.update({name: root.model[name] for name in open_values})
+    return Namespace(**values)
+
+
+def add_options(parser: Any, config: type) -> None:
+    """Add a model's options to a parser, without defaults: those are the architecture's, filled in afterwards.
+
+    Args:
+        parser: an argparse parser or group.
+        config: the base config, not the architecture's: an on/off option that is on by default would become a flag
+            that turns it off.
+    """
+    for option in dataclasses.fields(config):
+        # fairseq forgets the type of what follows another option, and text would come of the number.
+        follows = isinstance(option.default, str) and option.default.startswith("${")
+        if follows and option.type is int and "help" in option.metadata:
+            parser.add_argument(_flag(option.name), type=int, help=option.metadata["help"])
+    gen_parser_from_dataclass(parser, config(), delete_default=True)
 
 
 def register_architectures(model: Type[BaseFairseqModel], config: type, sizes: Dict[str, Dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
-from fairseq import utils
+from fairseq import hub_utils, utils
 from fairseq.data.data_utils import collate_tokens
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.models.roberta import RobertaHubInterface
@@ -42,7 +42,37 @@ def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     return options
 
 
-class _KeepUnknownWords:
+def load_for_hub(
+    model_name_or_path: str, checkpoint_file: str, data_name_or_path: str, **options: Any
+) -> Dict[str, Any]:
+    """Load a checkpoint with its dictionary and its pieces.
+
+    Args:
+        model_name_or_path: folder of the checkpoint.
+        checkpoint_file: its name there.
+        data_name_or_path: folder of ``dict.txt`` (the first, of several shards); one that starts with a dot is looked
+            for from the checkpoint's folder.
+        options: to override.
+
+    Returns:
+        of fairseq's: ``args``, ``task`` and ``models``.
+
+    Raises:
+        FileNotFoundError: if the checkpoint or the dictionary does not exist.
+    """
+    path = os.path.join(model_name_or_path, checkpoint_file)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")
+    start = model_name_or_path if data_name_or_path.startswith(".") else ""
+    first_shard = utils.split_paths(data_name_or_path)[0]
+    folder = os.path.abspath(os.path.join(start, first_shard))
+    dictionaries = [os.path.join(folder, part, "dict.txt") for part in ("", "input0")]
+    if not any(map(os.path.isfile, dictionaries)):
+        raise FileNotFoundError(f"dictionary {dictionaries[0]} does not exist: name its folder as data_name_or_path")
+    return hub_utils.from_pretrained(model_name_or_path, checkpoint_file, folder, **find_pieces(folder, options))
+
+
+class KeepUnknownWords:
     """SentencePiece that leaves a word written ``<unk>`` alone, as luna-fairseq prepare corpus does."""
 
     def __init__(self, bpe: SentencepieceBPE) -> None:
@@ -69,7 +99,7 @@ class LunaHubInterface(RobertaHubInterface):
     def __init__(self, cfg: Any, task: Any, model: Any) -> None:
         super().__init__(cfg, task, model)
         if isinstance(self.bpe, SentencepieceBPE):
-            self.bpe = _KeepUnknownWords(self.bpe)
+            self.bpe = KeepUnknownWords(self.bpe)
         dictionary = task.source_dictionary
         # Padding of the dictionary, which fairseq-preprocess adds, is in no text either.
         filler = [i for i in range(len(dictionary)) if dictionary[i].startswith("madeupword")]

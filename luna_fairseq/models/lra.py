@@ -9,7 +9,6 @@ import torch
 from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed.utils import get_data_parallel_world_size
 from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import Embedding, TransformerEncoderBase
@@ -20,6 +19,7 @@ from luna_fairseq.checkpoint import check_position_bias, check_shapes, check_tie
 from luna_fairseq.errors import CheckpointMismatch
 from luna_fairseq.models._config import (
     POSITION_BIAS,
+    add_options,
     check_at_least,
     check_position_bias_options,
     check_probabilities,
@@ -194,11 +194,11 @@ class LRAModel(BaseFairseqModel):
                 default=argparse.SUPPRESS,
                 help=LRAConfig.__dataclass_fields__[name].metadata["help"],
             )
-        gen_parser_from_dataclass(parser, LRAConfig(), delete_default=True)
+        add_options(parser, LRAConfig)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LRAModel":
-        args = namespace(cfg)
+        args = namespace(cfg, task)
         if args.sen_rep_type == "first":
             args.sen_rep_type = "cls"
         # Other names of the same things.

@@ -4,7 +4,6 @@ import copy
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import (
     TransformerDecoderBase,
@@ -18,7 +17,14 @@ from torch import Tensor, nn
 
 from luna_fairseq import ops
 from luna_fairseq.checkpoint import check_position_bias, check_tied_kv, translate_published_names
-from luna_fairseq.models._config import LunaConfig, check_config, nested_config, register_architectures
+from luna_fairseq.models._config import (
+    LunaConfig,
+    add_options,
+    check_config,
+    namespace,
+    nested_config,
+    register_architectures,
+)
 from luna_fairseq.modules import (
     CausalLunaAttention,
     Dropout,
@@ -30,10 +36,11 @@ from luna_fairseq.modules import (
 )
 from luna_fairseq.modules.attention import IncrementalState
 from luna_fairseq.modules.layers import first_slope
+from luna_fairseq.modules.positions import positions_from
 from luna_fairseq.modules.weights import LunaWeights, SourceAttention, average
 
 
-def _wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
+def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
     """Activation checkpointing and FSDP around a layer, as fairseq's transformer does."""
     if cfg.checkpoint_activations:
         layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
@@ -71,7 +78,7 @@ class LunaEncoder(TransformerEncoderBase):
         self._placed_heads = cfg.encoder.projected_attention_heads if first_slope(cfg, "encoder") else 0
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
-        return _wrap_layer(LunaEncoderLayer(cfg), cfg)
+        return wrap_layer(LunaEncoderLayer(cfg), cfg)
 
     def last_packed_norm(self) -> nn.Module:
         """The norm that P passes last; it matters only to what reads P after the last layer."""
@@ -207,31 +214,34 @@ class LunaDecoder(TransformerDecoderBase):
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         self._layers_to_build -= 1
-        return _wrap_layer(LunaDecoderLayer(cfg, last=self._layers_to_build == 0), cfg)
+        return wrap_layer(LunaDecoderLayer(cfg, last=self._layers_to_build == 0), cfg)
 
     def make_generation_fast_(self, need_attn: bool = False, **unused: Any) -> None:
         """Called by fairseq before generation: steps compute the attention, M numbers a head, only to be printed."""
         self.need_attn = need_attn
 
-    def _embed(self, tokens: Tensor, new: int) -> Tensor:
+    def _embed(self, tokens: Tensor, new: int, start: Optional[Tensor] = None) -> Tensor:
         """The last ``new`` of ``tokens`` as input of the first layer, ``[B, new, D]``.
 
-        Positions are counted from all tokens, so left padding and several new tokens are right too.
+        Positions are counted from all tokens, so left padding and several new tokens are right too. Where ``tokens``
+        are not all, ``start``, ``[B]`` int64, says how many real ones of each row were before.
         """
-        x = self.embed_scale * self.word_dropout(self.embed_tokens(tokens[:, -new:]))
+        x = self.embed_scale * self.word_dropout(self.embed_tokens(tokens[:, -new:].contiguous()))
         if self.quant_noise is not None:
             x = self.quant_noise(x)
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
         if self.embed_positions is not None:
-            x = x + self._positions(tokens, new)
+            x = x + self._positions(tokens, new, start)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
 
-    def _positions(self, tokens: Tensor, new: int) -> Tensor:
+    def _positions(self, tokens: Tensor, new: int, start: Optional[Tensor]) -> Tensor:
         """The position embeddings of the last ``new`` tokens, without making those of the others."""
         embed = self.embed_positions
+        if start is not None:
+            return positions_from(embed, tokens[:, -new:], start, self.padding_idx)
         if new == tokens.size(1):
             return embed(tokens)
         index = make_positions(tokens, self.padding_idx)[:, -new:]
@@ -357,14 +367,13 @@ class LunaModel(TransformerModelBase):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        # The base config, not the architecture's: an on/off option that is on by default would become a
-        # flag that turns it off. The defaults are the architecture's all the same, filled in afterwards.
-        gen_parser_from_dataclass(parser, LunaConfig(), delete_default=True)
+        add_options(parser, LunaConfig)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaModel":
-        check_config(cfg)
-        return super().build_model(nested_config(cfg), task)
+        options = namespace(cfg, task)
+        check_config(options)
+        return super().build_model(nested_config(options), task)
 
     @classmethod
     def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> LunaEncoder:

@@ -1,12 +1,10 @@
 """The Luna masked-LM model: ``--arch luna_bert`` and its six sizes (paper, section 4.3)."""
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, cast
 
-from fairseq import hub_utils, utils
+from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from luna_fairseq.checkpoint import check_position_bias, check_shapes, check_tied_kv, translate_published_names
 from luna_fairseq.models._config import (
     LunaOptions,
+    add_options,
     check_at_least,
     check_position_bias_options,
     check_probabilities,
@@ -23,7 +22,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
-from luna_fairseq.models._hub import LunaHubInterface, find_pieces
+from luna_fairseq.models._hub import LunaHubInterface, load_for_hub
 from luna_fairseq.models.luna import LunaEncoder, source_padding
 from luna_fairseq.modules.heads import HEADS, FirstTokenHead
 from luna_fairseq.modules.packed_input import BERT_STD
@@ -132,14 +131,14 @@ class LunaBertModel(RobertaModel):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, LunaBertConfig(), delete_default=True)
+        add_options(parser, LunaBertConfig)
         # Tasks read it too, and have no or another default.
         config = getattr(cls, "__dataclass", LunaBertConfig)  # set by register_model
         parser.set_defaults(max_positions=config.max_positions)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaBertModel":
-        args = namespace(cfg)
+        args = namespace(cfg, task)
         _check_bert_config(args, task)
         args.untie_weights_roberta = args.untie_weights_luna
         args.max_source_positions = args.max_positions
@@ -278,23 +277,8 @@ class LunaBertModel(RobertaModel):
         Raises:
             FileNotFoundError: if the checkpoint or the dictionary does not exist.
         """
-        path = os.path.join(model_name_or_path, checkpoint_file)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")
-        start = model_name_or_path if data_name_or_path.startswith(".") else ""
-        first_shard = utils.split_paths(data_name_or_path)[0]
-        folder = os.path.abspath(os.path.join(start, first_shard))
-        dictionaries = [os.path.join(folder, part, "dict.txt") for part in ("", "input0")]
-        if not any(map(os.path.isfile, dictionaries)):
-            raise FileNotFoundError(
-                f"dictionary {dictionaries[0]} does not exist: name its folder as data_name_or_path"
-            )
-        loaded = hub_utils.from_pretrained(
-            model_name_or_path,
-            checkpoint_file,
-            folder,
-            load_checkpoint_heads=True,
-            **find_pieces(folder, {"bpe": bpe, **kwargs}),
+        loaded = load_for_hub(
+            model_name_or_path, checkpoint_file, data_name_or_path, bpe=bpe, load_checkpoint_heads=True, **kwargs
         )
         return LunaHubInterface(loaded["args"], loaded["task"], loaded["models"][0]).eval()
 

@@ -371,6 +371,11 @@ class CausalLunaAttention(_LunaAttentionBase):
     def _unseen_in_shapes(self) -> Dict[str, Any]:
         return {**super()._unseen_in_shapes(), "activation": self.activation}
 
+    def state(self, incremental_state: Optional[IncrementalState]) -> Optional[ops.CausalState]:
+        """What the positions so far have left in a decoding state, or None before the first."""
+        saved = self._saved(incremental_state)
+        return ops.CausalState(*(saved[name] for name in ops.CausalState._fields)) if saved else None  # type: ignore[arg-type]
+
     def forward(
         self,
         query: Tensor,
@@ -378,6 +383,7 @@ class CausalLunaAttention(_LunaAttentionBase):
         packed_mask: Optional[Tensor] = None,
         padding_mask: Optional[Tensor] = None,
         incremental_state: Optional[IncrementalState] = None,
+        carried: Optional[ops.CausalState] = None,
     ) -> Tensor:
         """Attend from each position to itself and the earlier ones.
 
@@ -393,22 +399,21 @@ class CausalLunaAttention(_LunaAttentionBase):
             padding_mask: ``[B, N]`` bool, True = padding, or None; needed only for padding before a real
                 position, since later positions cannot be seen.
             incremental_state: fairseq's decoding state, or None.
+            carried: what earlier positions have left, to begin an empty ``incremental_state`` with; not changed.
 
         Returns:
             ``[B, N, D]``.
         """
         saved = self._saved(incremental_state)
-        state: Optional[ops.CausalState]
+        state = self.state(incremental_state)
         if saved:
             packed_query, packed_mask = saved["packed_query"], saved["packed_mask"]
-            state = ops.CausalState(*(saved[field] for field in ops.CausalState._fields))  # type: ignore[arg-type]
         else:
             assert packed is not None
             packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
-            state = None
             if incremental_state is not None:
                 packed_query = packed_query.contiguous()  # once, and not in the product of every step
-                state = ops.CausalState.start(packed_query, query.size(0), self.tie_kv)
+                state = carried or ops.CausalState.start(packed_query, query.size(0), self.tie_kv)
         assert packed_query is not None
 
         q = _split_heads(self.q_proj(query), self.num_heads)
@@ -419,8 +424,8 @@ class CausalLunaAttention(_LunaAttentionBase):
             value = _split_heads(self.v_proj(query), self.num_heads)
         batch, length, _ = query.shape
         rows = ops.rows_per_sentence(batch, packed_query.size(0))
-        # All rows of a sentence side by side.
-        context = query.reshape(packed_query.size(0), rows * length, self.embed_dim)
+        # All rows of a sentence side by side. One P may be that of any batch, whatever one the model is traced with.
+        context = query.reshape(packed_query.size(0), -1, self.embed_dim)
         if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
             scores = _split_heads(ops.folded_scores(context, packed_query, folded[0]), self.num_heads)
             pack_weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
@@ -428,9 +433,10 @@ class CausalLunaAttention(_LunaAttentionBase):
             context = _split_heads(self.pc_proj(context), self.num_heads)
             pack_weights = ops.causal_pack_weights(context, packed_query, self.activation)
         row_mask = packed_mask
-        if rows > 1:
-            pack_weights = pack_weights.unflatten(2, (rows, length)).transpose(1, 2).flatten(0, 1)
-            row_mask = None if packed_mask is None else packed_mask.repeat_interleave(rows, dim=0)
+        if rows > 1 or packed_query.size(0) == 1:
+            pack_weights = pack_weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+        if rows > 1 and packed_mask is not None:
+            row_mask = packed_mask.repeat_interleave(rows, dim=0)
         y, state = ops.causal_luna_attention(
             q,
             key,

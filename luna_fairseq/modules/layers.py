@@ -1,4 +1,4 @@
-"""The one encoder layer and the one decoder layer of this package (paper, section 3.2).
+"""The one encoder layer and the one decoder layer of this package (paper, section 3.2), with and without an encoder.
 
 They keep what fairseq's transformer layers build (feed-forward, norms, dropout, quantisation noise) and
 replace the attention, carry P along, and so need a forward of their own. Tensors are batch x time x channel.
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luna_fairseq import ops
 from luna_fairseq.modules.attention import CausalLunaAttention, IncrementalState, LunaAttention
 from luna_fairseq.modules.dropout import Dropout
+from luna_fairseq.modules.packed_input import PackedInput
 from luna_fairseq.modules.weights import LunaWeights
 
 
@@ -119,13 +120,14 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
         last: nothing consumes the P that the last layer would return, so it computes none; with norms after
             the blocks it has no norm for it either (a parameter that never gets a gradient stops
             DistributedDataParallel unless it is told to search for such).
+        no_encoder_attn: there is no encoder, and no cross-attention that would change P.
     """
 
-    def __init__(self, cfg: Any, last: bool = False) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: Any, last: bool = False, no_encoder_attn: bool = False) -> None:
+        super().__init__(cfg, no_encoder_attn)
         self._own_dropout()
         self.last = last
-        if self.normalize_before or not last:
+        if not no_encoder_attn and (self.normalize_before or not last):
             self.packed_attn_layer_norm: Optional[nn.Module] = LayerNorm(self.embed_dim)
         else:
             self.packed_attn_layer_norm = None
@@ -221,3 +223,42 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             assert packed is not None and self.packed_attn_layer_norm is not None
             packed = self._after(self.packed_attn_layer_norm, packed, y_packed)
         return self._feed_forward(x), packed, attn
+
+
+class LunaLanguageModelLayer(LunaDecoderLayer):
+    """A decoder layer without an encoder: causal Luna self-attention, feed-forward block.
+
+    Args:
+        cfg: a ``TransformerConfig`` that also holds Luna's options (``luna_fairseq.models._config``).
+        packed_input: a P of its own, or None if one is given with every call.
+    """
+
+    def __init__(self, cfg: Any, packed_input: Optional[PackedInput] = None) -> None:
+        super().__init__(cfg, last=True, no_encoder_attn=True)
+        self.packed_input = packed_input
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        packed: Optional[Tensor] = None,
+        padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[IncrementalState] = None,
+        carried: Optional[ops.CausalState] = None,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: ``[B, N, D]``.
+            packed: P, ``[1, L, D]``, if the layer has none of its own; may be None after the first decoding step.
+            padding_mask: ``[B, N]`` bool, True = padding, or None.
+            incremental_state: fairseq's decoding state, or None.
+            carried: what earlier positions have left in this layer, to begin an empty ``incremental_state`` with.
+
+        Returns:
+            ``[B, N, D]``.
+        """
+        if self.packed_input is not None and self.self_attn.state(incremental_state) is None:
+            packed = self.packed_input.whole()
+        query = self._before(self.self_attn_layer_norm, x)
+        y = self.self_attn(query, packed, None, padding_mask, incremental_state, carried)
+        return self._feed_forward(self._after(self.self_attn_layer_norm, x, y))

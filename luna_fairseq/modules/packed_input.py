@@ -64,6 +64,20 @@ class PackedInput(nn.Module):
         """Draw P anew from N(0, 0.02)."""
         nn.init.normal_(self.embeddings, std=BERT_STD)
 
+    def _rows(self, most: int) -> Tensor:
+        """The first ``most`` rows, ``[L, D]``, before dropout."""
+        p = self.embeddings[:most] * self.scale
+        if self.positions is not None:
+            p = p + self.positions[:most].to(p)
+        return p if self.layer_norm is None else self.layer_norm(p)
+
+    def whole(self) -> Tensor:
+        """All rows, once for every sentence of a batch: ``[1, L, D]``.
+
+        How many rows a sentence has must not depend on its length where the end of a text is not known yet.
+        """
+        return self.dropout_module(self._rows(self.length).unsqueeze(0))
+
     def forward(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Make P for a batch.
 
@@ -75,13 +89,8 @@ class PackedInput(nn.Module):
             P, ``[B, L, D]``, and its padding mask ``[B, L]`` (True = not of this sentence) or None.
         """
         batch, width = tokens.shape
-        most = self.length if self.fixed_length else width
-        p = self.embeddings[:most] * self.scale
+        p = self._rows(self.length if self.fixed_length else width)
         rows = p.size(0)
-        if self.positions is not None:
-            p = p + self.positions[:most].to(p)
-        if self.layer_norm is not None:
-            p = self.layer_norm(p)
         p = self.dropout_module(p.expand(batch, -1, -1))
 
         if self.fixed_length or padding_mask is None:

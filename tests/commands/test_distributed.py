@@ -19,7 +19,7 @@ from torch import Tensor
 from luna_fairseq.compat.commands import check_device, check_optimizer_modes, check_processes
 from luna_fairseq.optim.apollo import FairseqApollo, FairseqApolloConfig
 from support.forks import REAL
-from support.models import make_bert, make_model
+from support.models import make_bert, make_lm, make_model
 from support.running import APOLLO, ROOT, USER_DIR, Corpus, LMCorpus, logged, run_command, train
 from support.runs import assert_same
 
@@ -38,6 +38,12 @@ TRANSLATION = [
 ]
 MASKED_LM = [
     *("masked_lm/wikitext2_luna_tied_32", *COMMON, "task.tokens_per_sample=40", "dataset.batch_size=3"),
+    *"optimization.lr=[0.01] lr_scheduler.warmup_updates=2 dataset.validate_interval_updates=0".split(),
+]
+
+LANGUAGE_MODEL = [
+    *("language_model/wikitext2_luna_tied_32_carry", *COMMON[: -len(SIZES)], "task.tokens_per_sample=12"),
+    *(f"++model.decoder_{size}" for size in [*SIZES, "input_dim=16", "output_dim=16"]),
     *"optimization.lr=[0.01] lr_scheduler.warmup_updates=2 dataset.validate_interval_updates=0".split(),
 ]
 
@@ -178,6 +184,20 @@ def test_two_processes_train_as_one_with_two_batches(
     _assert_same_training(tmp_path / "two", tmp_path / "one", updates=9)
     losses = [_validation(output) for output in (together, alone)]
     assert losses[0] and losses[0] == pytest.approx(losses[1], abs=1.1e-3)  # printed with three digits
+
+
+@pytest.mark.long
+def test_two_processes_carry_the_state_of_one_with_all_rows(
+    lm_corpus: LMCorpus, start: Start, tmp_path: Path
+) -> None:
+    """The rows of both read the parts of the text that those of one process would; parameters all have a gradient."""
+    data, options = f"{lm_corpus.folder}/shard0", [*LANGUAGE_MODEL, "optimization.max_update=9"]
+    two = start("torchrun.sh", tmp_path / "two", data, *options, "dataset.batch_size=3", PROCESSES=2)
+    alone = _alone(tmp_path / "one", data, *options, "dataset.batch_size=6")
+    together = _finish(two)
+    assert "training on 2 devices" in together and "training on 1 devices" in alone
+    assert "no state is known" not in together + alone
+    _assert_same_training(tmp_path / "two", tmp_path / "one", updates=9)
 
 
 @pytest.mark.long
@@ -591,10 +611,10 @@ def test_apollo_is_rebuilt_from_its_config_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["luna", "luna_bert"])
+@pytest.mark.parametrize("name", ["luna", "luna_bert", "luna_lm"])
 def test_autocast(name: str, dtype: torch.dtype) -> None:
     """What --amp does on a GPU: matrix products in half precision."""
-    model: Any = make_model() if name == "luna" else make_bert()
+    model: Any = {"luna": make_model, "luna_bert": make_bert, "luna_lm": make_lm}[name]()
     tokens = torch.randint(4, 40, (2, 9), generator=torch.Generator().manual_seed(1))
     tokens[1, 6:] = 1
     arguments = (tokens, torch.tensor([9, 6]), tokens) if name == "luna" else (tokens,)

@@ -20,6 +20,7 @@ from luna_fairseq import ops
 from luna_fairseq.models.lra import CLS, LRAModel
 from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.models.luna_bert import LunaBertModel
+from luna_fairseq.models.luna_lm import LunaLanguageModel
 from luna_fairseq.ops import causal
 from support.models import (
     assert_close,
@@ -27,12 +28,18 @@ from support.models import (
     make_bert_config,
     make_config,
     make_dictionary,
+    make_lm_config,
     make_lra_config,
     make_sentences,
     make_task,
 )
 
-FAMILIES: Dict[type, Any] = {LunaModel: make_config, LunaBertModel: make_bert_config, LRAModel: make_lra_config}
+FAMILIES: Dict[type, Any] = {
+    LunaModel: make_config,
+    LunaBertModel: make_bert_config,
+    LunaLanguageModel: make_lm_config,
+    LRAModel: make_lra_config,
+}
 NAMES: List[str] = sorted(name for name, model in ARCH_MODEL_REGISTRY.items() if issubclass(model, tuple(FAMILIES)))
 
 
@@ -44,7 +51,7 @@ def _build(name: str) -> Any:
     dictionary.add_symbol(CLS)
     model = ARCH_MODEL_REGISTRY[name]
     make = next(make for family, make in FAMILIES.items() if issubclass(model, family))
-    config = make(packed_position_bias=1.0 if bias else 0.0)
+    config = make(packed_position_bias=1.0) if bias else make()
     return model.build_model(config, make_task(dictionary)).eval()
 
 
@@ -84,7 +91,7 @@ def test_classes_have_names_of_their_own() -> None:
     """And tell who asks for the plain name what they are."""
     classes = [ARCH_MODEL_REGISTRY[name] for name in NAMES]
     assert len({cls.__qualname__ for cls in classes}) == len(NAMES) > 20
-    assert {cls.__name__ for cls in classes} == {"LunaModel", "LunaBertModel", "LRAModel"}
+    assert {cls.__name__ for cls in classes} == {family.__name__ for family in FAMILIES}
 
 
 @pytest.mark.parametrize("name", ["lra-text", "long_range_arena", "lra-image"])
@@ -131,7 +138,7 @@ _LENGTHS: Dict[str, List[Any]] = {
 @pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("kind", _LENGTHS)
 @pytest.mark.parametrize(
-    "name", ["luna", "luna_base_untied", "luna_bert", "lra", "luna+bias", "luna_bert+bias", "lra+bias"]
+    "name", ["luna", "luna_base_untied", "luna_bert", "luna_lm", "lra", "luna+bias", "luna_bert+bias", "lra+bias"]
 )
 def test_traced_models_are_right_at_other_lengths(name: str, kind: str, first: int) -> None:
     model = _Outputs(_build(name))
@@ -150,7 +157,7 @@ def test_traced_models_are_right_at_other_lengths(name: str, kind: str, first: i
             assert_close(traced(*batch(lengths)), model(*batch(lengths)), f"lengths {lengths}")
 
 
-@pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "lra", "luna+bias", "lra+bias"])
+@pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "luna_lm", "lra", "luna+bias", "lra+bias"])
 def test_a_gradient_penalty_has_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of plain products, which PyTorch differentiates by itself."""
     model = _Outputs(_build(name).double().train())

@@ -12,6 +12,7 @@ from torch import Tensor
 from luna_fairseq.models.lra import CLS, LRAConfig, LRAModel
 from luna_fairseq.models.luna import LunaConfig, LunaModel
 from luna_fairseq.models.luna_bert import LunaBertConfig, LunaBertModel
+from luna_fairseq.models.luna_lm import LunaLanguageModel, LunaLanguageModelConfig
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PAD, EOS = 1, 2  # in every dictionary of fairseq
@@ -177,3 +178,22 @@ def make_lra(seed: int = 1, words: int = 20, **changes: Any) -> LRAModel:
         dictionary = make_dictionary(words)
         dictionary.add_symbol(CLS)
     return LRAModel.build_model(make_lra_config(**changes), make_task(dictionary) if dictionary else NO_SYMBOLS)
+
+
+def make_lm_config(**changes: Any) -> LunaLanguageModelConfig:
+    """A tiny language model's config."""
+    options: Dict[str, Any] = dict(
+        decoder_embed_dim=32,
+        decoder_ffn_embed_dim=64,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        projection_length=8,
+        max_target_positions=64,
+        dropout=0.0,
+    )
+    return LunaLanguageModelConfig(**{**options, **changes})
+
+
+def make_lm(seed: int = 1, words: int = 46, **changes: Any) -> LunaLanguageModel:
+    torch.manual_seed(seed)
+    return LunaLanguageModel.build_model(make_lm_config(**changes), make_task(make_dictionary(words)))

@@ -1,0 +1,90 @@
+"""The Python interface to a trained language model: fairseq's ``sample`` and ``score``, and texts without end."""
+
+import itertools
+from typing import Any, Iterator, List, Optional, Union
+
+import torch
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
+from fairseq.hub_utils import GeneratorHubInterface
+from torch import Tensor
+
+from luna_fairseq.models._hub import KeepUnknownWords
+from luna_fairseq.modules.attention import IncrementalState
+
+
+class LunaLanguageModelHub(GeneratorHubInterface):
+    """What ``LunaLanguageModel.from_pretrained`` returns; in evaluation mode.
+
+    ``encode``, ``decode``, ``sample`` and ``score`` are fairseq's: a text of at most the model's positions, all of it
+    kept. ``stream`` keeps a state whose size does not grow.
+    """
+
+    bpe: Any
+
+    def __init__(self, cfg: Any, task: Any, models: List[Any]) -> None:
+        super().__init__(cfg, task, models)
+        if isinstance(self.bpe, SentencepieceBPE):
+            self.bpe = KeepUnknownWords(self.bpe)
+
+    def stream(
+        self,
+        prompt: Union[str, Tensor] = "",
+        length: Optional[int] = None,
+        *,
+        temperature: float = 1.0,
+        topk: int = 0,
+        seed: Optional[int] = None,
+    ) -> Iterator[int]:
+        """Sample a text token by token; memory and time a token do not depend on how many there were before.
+
+        Args:
+            prompt: what the text begins with: a text, or symbols ``[N]`` int64 without the end of a sentence.
+            length: how many tokens to draw; None for as long as they are asked for. The end of a sentence is a token
+                like any other.
+            temperature: above 0; below 1 sharpens the distribution.
+            topk: draw from this many best tokens; 0 for all.
+            seed: of the draws; None for another text each time.
+
+        Yields:
+            the index of each token, which ``decode(torch.tensor([...]))`` makes a text of.
+
+        Raises:
+            ValueError: for a temperature or a ``topk`` that cannot be.
+        """
+        if not 0.0 < temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature}: it must be above 0, and finite")
+        if not 0 <= topk <= len(self.tgt_dict):
+            raise ValueError(f"topk is {topk}: choose from 0 (all) to {len(self.tgt_dict)}")
+        return self._stream(prompt, length, temperature, topk, seed)
+
+    def _stream(
+        self, prompt: Union[str, Tensor], length: Optional[int], temperature: float, topk: int, seed: Optional[int]
+    ) -> Iterator[int]:
+        if isinstance(prompt, str):
+            symbols = self.encode(prompt) if prompt else torch.tensor([], dtype=torch.long)
+            prompt = symbols[: len(symbols) - 1]  # without the end of the sentence
+        first = self.src_dict.bos() if self.task.args.add_bos_token else self.src_dict.eos()
+        tokens = torch.cat([torch.tensor([first]), prompt.cpu()]).to(self.device).unsqueeze(0)
+        generator = torch.Generator(self.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        state: IncrementalState = {}
+        for _ in itertools.count() if length is None else range(length):
+            token = self._draw(tokens, state, temperature, topk, generator)
+            tokens = token.view(1, 1)
+            yield int(token)
+
+    @torch.no_grad()
+    def _draw(
+        self, tokens: Tensor, state: IncrementalState, temperature: float, topk: int, generator: torch.Generator
+    ) -> Tensor:
+        """One token that follows these, ``[1]``."""
+        model: Any = self.models[0]
+        out = model.decoder.extend(tokens, state)[:, -1:]
+        scores = model.get_normalized_probs((out, None), log_probs=True, sample=None)[0, 0].float() / temperature
+        scores[self.tgt_dict.pad()] = float("-inf")
+        if topk:
+            scores = scores.masked_fill(scores < scores.topk(topk).values[-1], float("-inf"))
+        return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)

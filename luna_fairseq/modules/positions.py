@@ -1,0 +1,54 @@
+"""Positions of tokens that others came before, however many: none of a table that grows."""
+
+import math
+from typing import Any
+
+import torch
+from fairseq.utils import make_positions
+from torch import Tensor, nn
+
+
+def sinusoids(index: Tensor, embed_dim: int) -> Tensor:
+    """Sinusoidal embeddings, as fairseq's, of any positions, without its table of all up to the last.
+
+    Args:
+        index: of the positions, any shape, int64.
+        embed_dim: D.
+
+    Returns:
+        the shape of ``index`` and D, float32.
+    """
+    half = embed_dim // 2
+    rate = math.log(10000.0) / max(1, half - 1)
+    rates = torch.exp(torch.arange(half, dtype=torch.float, device=index.device) * -rate)
+    angles = index.float().unsqueeze(-1) * rates
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, embed_dim % 2))
+
+
+def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int) -> Tensor:
+    """The position embeddings of tokens that follow others.
+
+    Args:
+        embed: fairseq's learned or sinusoidal positions.
+        tokens: ``[B, N]`` int64, the new ones.
+        start: ``[B]`` int64, how many real tokens each row has had before.
+        padding_idx: of the dictionary; padding has no position.
+
+    Returns:
+        ``[B, N, D]``.
+
+    Raises:
+        ValueError: for a position behind the last of a learned table.
+    """
+    index = make_positions(tokens, padding_idx)
+    real = index.ne(padding_idx)
+    index = torch.where(real, index + start.unsqueeze(1), index)
+    if isinstance(embed, nn.Embedding):
+        last = int(index.max()) - padding_idx
+        if last > embed.num_embeddings - padding_idx - 1:
+            raise ValueError(
+                f"the text has {last} tokens and the model {embed.num_embeddings - padding_idx - 1} learned "
+                "positions: take a model without --decoder-learned-pos, or --carry-positions restart"
+            )
+        return nn.functional.embedding(index, embed.weight)
+    return sinusoids(index, embed.embedding_dim).masked_fill(~real.unsqueeze(-1), 0.0).to(embed.weights)

@@ -1,0 +1,251 @@
+"""fairseq's language modelling task with its data checked, and with state that is carried from block to block."""
+
+import copy
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data import BaseWrapperDataset
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from torch import Tensor
+
+from luna_fairseq import compat
+from luna_fairseq.checks import check_complete, check_dictionary, check_folder
+from luna_fairseq.errors import DataError
+from luna_fairseq.models._config import CarryOptions
+from luna_fairseq.modules.carried import Carry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CarryingLanguageModelingConfig(CarryOptions, LanguageModelingConfig):
+    """fairseq's options, and those of the state that blocks hand on."""
+
+
+class ConsecutiveBlocks(BaseWrapperDataset):
+    """The blocks of a text in their order, as rows that each read a part of it from beginning to end.
+
+    The text is cut into as many parts of equally many blocks as there are rows in the batches of all shards; batch i
+    of a shard holds block i of each of its parts, row by row. Where the last part is shorter it ends earlier.
+
+    Args:
+        dataset: a split of fairseq's, whose items are blocks in the order of the text.
+    """
+
+    shards = 1  # how many share the batches among them, each taking every so manieth
+    part = 1  # blocks
+
+    def ordered_indices(self) -> np.ndarray:
+        """All blocks, in the order of the text."""
+        return np.arange(len(self.dataset))
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: Optional[int] = None,
+        max_sentences: Optional[int] = None,
+        required_batch_size_multiple: int = 1,
+    ) -> List[List[int]]:
+        """Batches of equally many rows (``max_sentences``, or what ``max_tokens`` allows).
+
+        Raises:
+            DataError: if blocks were left out because they are too long.
+        """
+        blocks = len(self.dataset)
+        if len(indices) != blocks:
+            raise DataError(
+                f"{blocks - len(indices)} of {blocks} blocks are longer than the model's positions: --carry-state "
+                "needs them all; take --sample-break-mode none"
+            )
+        rows = max_sentences or max(1, (max_tokens or 0) // max(1, int(self.sizes.max(initial=1))))
+        self.part = -(-blocks // (rows * self.shards))
+        starts = range(0, rows * self.shards * self.part, self.part)
+        return [
+            [start + i for start in starts[shard * rows : (shard + 1) * rows] if start + i < blocks]
+            for i in range(self.part)
+            for shard in range(self.shards)
+        ]
+
+    def collater(self, samples: List[Dict[str, Any]]) -> Dict[str, Any]:
+        """A batch of fairseq's, and whether it is the first of its parts."""
+        batch = super().collater(samples)
+        return {**batch, "begins": bool(batch["id"][0] % self.part == 0)} if batch else batch
+
+
+class Carrier:
+    """Hands the state from batch to batch of :class:`ConsecutiveBlocks`.
+
+    Args:
+        restart: see :class:`luna_fairseq.modules.carried.Carry`.
+    """
+
+    def __init__(self, restart: bool) -> None:
+        self.restart = restart
+        self.blocks: Optional[Tensor] = None  # that were read last, [B]
+        self.carry = Carry({}, restart)
+
+    def carry_on(self, sample: Dict[str, Any]) -> Dict[str, Any]:
+        """The same batch with what the model needs to go on behind the batch before; an empty one as it is."""
+        if not sample:
+            return sample
+        blocks, tokens = sample["id"].cpu(), sample["net_input"]["src_tokens"]
+        if self.blocks is None or sample["begins"]:
+            carry = Carry({}, self.restart)
+        elif torch.equal(blocks, self.blocks):  # the same batch again
+            carry = Carry(self.carry.before, self.restart)
+        elif torch.equal(blocks, self.blocks[: len(blocks)] + 1):
+            carry = self.carry.next(len(blocks))
+        else:
+            logger.warning("no state is known for what comes before block %d: it begins with none", int(blocks[0]))
+            carry = Carry({}, self.restart)
+        carry.before = {name: x.to(tokens.device) for name, x in carry.before.items()}
+        self.blocks, self.carry = blocks, carry
+        return {**sample, "net_input": {**sample["net_input"], "carry": carry}}
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"blocks": self.blocks, "carried": self.carry.after}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self.blocks, carried = state["blocks"], state["carried"]
+        self.carry = Carry({}, self.restart)
+        self.carry.after = carried
+
+
+class _InOrder(EpochBatchIterator):
+    """fairseq's batches of an epoch, never shuffled; what is carried there belongs to the place in the data."""
+
+    carrier: Carrier
+
+    @classmethod
+    def of(cls, batches: EpochBatchIterator, carrier: Carrier) -> "_InOrder":
+        own: Any = copy.copy(batches)
+        own.__class__ = cls
+        own.disable_shuffling, own.shuffle, own.carrier = True, False, carrier
+        return own
+
+    def state_dict(self) -> Dict[str, Any]:
+        state = super().state_dict()
+        return {**state, "carrier": self.carrier.state_dict()} if state["iterations_in_epoch"] else state
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "carrier" in state_dict:
+            self.carrier.load_state_dict(state_dict["carrier"])
+
+
+class _Carried:
+    """Batches of :class:`ConsecutiveBlocks` with the state, in the process that computes.
+
+    Args:
+        batches: an iterator of fairseq's, with a length.
+        carrier: of these batches alone.
+    """
+
+    def __init__(self, batches: Any, carrier: Carrier) -> None:
+        self.batches, self.carrier = batches, carrier
+        self.n = getattr(batches, "n", 0)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Dict[str, Any]]:
+        return map(self.carrier.carry_on, self.batches)
+
+
+class CheckedLanguageModelingTask(LanguageModelingTask):
+    """The task ``language_modeling`` while the plugin is loaded; everything that it does not mention is fairseq's."""
+
+    def __init__(self, args: Any, *others: Any, **kwargs: Any) -> None:
+        super().__init__(args, *others, **kwargs)
+        self._carriers: Dict[str, Carrier] = {}  # empty: nothing is carried
+        if getattr(args, "carry_state", False):
+            self._begin_to_carry(args.carry_positions)
+
+    def _begin_to_carry(self, positions: str) -> None:
+        if getattr(self.args, "add_bos_token", False):
+            raise ValueError(
+                "--carry-state goes on with one text, and --add-bos-token begins a new one with each block: leave "
+                "one of them out"
+            )
+        self._carriers = {split: Carrier(positions == "restart") for split in ("train", "valid")}
+
+    @classmethod
+    def setup_task(cls, args: Any, **kwargs: Any) -> LanguageModelingTask:
+        if args.data:
+            folders = utils.split_paths(args.data)
+            for folder in folders:
+                check_folder(folder)
+            check_dictionary(folders[0], "dict.txt")
+        return super().setup_task(args, **kwargs)
+
+    def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
+        model = super().build_model(args, from_checkpoint)
+        # Whoever evaluates says so to the task.
+        if not from_checkpoint and getattr(model, "carry_state", False) and not self._carriers:
+            self._begin_to_carry(model.carry_positions)
+        if self._carriers and not hasattr(model, "carry_state"):
+            raise ValueError(
+                "--carry-state needs a model whose state has one size, luna_lm: leave it out with "
+                f"{type(model).__name__}"
+            )
+        return model
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Load a split.
+
+        Raises:
+            DataError: if a file of any shard is damaged or only half written.
+        """
+        if split == "train" and split not in self.datasets:
+            for folder in utils.split_paths(self.args.data):  # a later shard must not stop the run after days
+                check_complete(os.path.join(folder, split))
+        super().load_dataset(split, epoch, combine, **kwargs)
+        if self._carriers:
+            self.datasets[split] = ConsecutiveBlocks(self.datasets[split])
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Batches of fairseq's; those of consecutive blocks in their order."""
+        if not isinstance(dataset, ConsecutiveBlocks):
+            return super().get_batch_iterator(dataset, *args, **kwargs)
+        dataset.shards = kwargs.get("num_shards", 1)
+        known = self.dataset_to_epoch_iter.get(dataset)
+        if isinstance(known, _InOrder):
+            return super().get_batch_iterator(dataset, *args, **kwargs)
+        carrier = self._carriers["train" if dataset is self.datasets.get("train") else "valid"]
+        batches = _InOrder.of(super().get_batch_iterator(dataset, *args, **kwargs), carrier)
+        if dataset in self.dataset_to_epoch_iter:
+            self.dataset_to_epoch_iter[dataset] = batches
+        return batches
+
+    def train_step(self, sample: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._carriers:
+            sample = self._carriers["train"].carry_on(sample)
+        return super().train_step(sample, model, *args, **kwargs)
+
+    def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
+        if self._carriers:
+            sample = self._carriers["valid"].carry_on(sample)
+        return super().valid_step(sample, model, criterion)
+
+    def eval_lm_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Batches for ``fairseq-eval-lm``; with ``--carry-state`` one row, or ``--batch-size`` of them.
+
+        Raises:
+            ValueError: for a context window beside the carried state.
+        """
+        if not self._carriers:
+            return super().eval_lm_dataloader(dataset, *args, **kwargs)
+        if kwargs.pop("context_window", 0) > 0:
+            raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")
+        kwargs["batch_size"] = kwargs.get("batch_size") or 1
+        batches = super().eval_lm_dataloader(dataset, *args, **kwargs)
+        return _Carried(batches, Carrier(self._carriers["valid"].restart))
+
+
+compat.tasks.extend_task(CheckedLanguageModelingTask, "language_modeling", CarryingLanguageModelingConfig)

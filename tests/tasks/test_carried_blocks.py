@@ -1,0 +1,202 @@
+"""The task language_modeling: consecutive blocks, and the state that they hand on."""
+
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+import torch
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.tasks.language_modeling import LanguageModelingTask
+from omegaconf import OmegaConf
+
+from luna_fairseq.errors import DataError
+from luna_fairseq.modules.carried import Carry
+from luna_fairseq.tasks._language_modeling import (
+    Carrier,
+    CarryingLanguageModelingConfig,
+    CheckedLanguageModelingTask,
+)
+from support.models import make_dictionary, make_lm, make_sentences
+from support.running import write_indexed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 23 sentences."""
+    path = tmp_path_factory.mktemp("text")
+    write_indexed(path / "train", make_sentences([3 + i % 5 for i in range(23)]), make_dictionary())
+    return path
+
+
+def _task(folder: Path, **options: Any) -> CheckedLanguageModelingTask:
+    known = dict(data=str(folder), tokens_per_sample=4, carry_state=True, seed=1, data_buffer_size=0)
+    fixed = dict(
+        dataset_impl=None, batch_size=3, batch_size_valid=3, tpu=False, use_plasma_view=False, plasma_path=""
+    )
+    cfg = OmegaConf.merge(CarryingLanguageModelingConfig(), {**known, **fixed, **options})
+    task = CheckedLanguageModelingTask.setup_task(cfg)
+    assert isinstance(task, CheckedLanguageModelingTask)
+    return task
+
+
+def _batches(task: Any, shard: int = 0, **options: Any) -> EpochBatchIterator:
+    task.load_dataset("train")
+    options = {"max_sentences": 3, "num_shards": 1, "disable_iterator_cache": True, **options}
+    return task.get_batch_iterator(task.dataset("train"), shard_id=shard, **options)
+
+
+def _text(task: Any) -> List[int]:
+    """What the blocks read, one after the other."""
+    blocks = task.dataset("train").dataset
+    return torch.cat([blocks[i]["source"] for i in range(len(blocks))]).tolist()
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(1, 1), (3, 1), (2, 2), (4, 2), (40, 1)])
+def test_each_row_reads_its_part_of_the_text_in_order(rows: int, shards: int, folder: Path) -> None:
+    """All rows of all shards together read every block once, in every epoch alike; shuffled or not."""
+    task = _task(folder)
+    parts: List[List[int]] = []
+    for shard in range(shards):
+        batches = _batches(task, shard, max_sentences=rows, num_shards=shards)
+        read: Dict[int, List[int]] = {}
+        for epoch in (1, 2):
+            first = True
+            for batch in batches.next_epoch_itr(shuffle=True):
+                if not batch:  # this shard has ended
+                    continue
+                assert batch["begins"] is first
+                first = False
+                if epoch == 1:
+                    for row, tokens in enumerate(batch["net_input"]["src_tokens"]):
+                        read.setdefault(row, []).extend(tokens[tokens.ne(1)].tolist())
+        parts += [read[row] for row in sorted(read)]
+    assert [token for part in parts for token in part] == _text(task)
+    assert len(parts) <= rows * shards and len(set(map(len, parts[:-1]))) <= 1
+
+
+def test_rows_follow_from_a_number_of_tokens(folder: Path) -> None:
+    batch = next(_batches(_task(folder), max_sentences=None, max_tokens=11).next_epoch_itr())
+    assert batch["net_input"]["src_tokens"].shape == (2, 4)
+
+
+def test_blocks_that_are_too_long_are_named(folder: Path) -> None:
+    with pytest.raises(DataError, match="are longer than the model's positions: --carry-state needs them all"):
+        _batches(_task(folder, sample_break_mode="eos"), max_positions=5, ignore_invalid_inputs=True)
+
+
+def test_without_the_option_everything_is_fairseqs(folder: Path) -> None:
+    task = _task(folder, carry_state=False)
+    batches = _batches(task)
+    assert type(batches) is EpochBatchIterator and type(task.dataset("train")).__name__ == "MonolingualDataset"
+    sample = {"id": torch.tensor([0])}
+    seen: List[Any] = []
+    criterion = lambda model, sample: (seen.append(sample) or torch.zeros(()), 1, {})  # type: ignore[func-returns-value]  # noqa: E731
+    task.valid_step(sample, make_lm(), criterion)
+    assert seen == [sample] and issubclass(CheckedLanguageModelingTask, LanguageModelingTask)
+
+
+def _sample(*ids: int, begins: bool = False) -> Dict[str, Any]:
+    tokens = torch.tensor(ids).unsqueeze(1) + 5
+    return {"id": torch.tensor(ids), "begins": begins, "net_input": {"src_tokens": tokens}}
+
+
+def _go(carrier: Carrier, sample: Dict[str, Any]) -> Carry:
+    """Compute a batch: its rows leave the numbers of their blocks."""
+    carry: Carry = carrier.carry_on(sample)["net_input"]["carry"]
+    assert "carry" not in sample["net_input"]
+    carry.after = {"real": sample["id"].clone()}
+    return carry
+
+
+def test_a_carrier_knows_what_comes_after_what(caplog: pytest.LogCaptureFixture) -> None:
+    carrier = Carrier(restart=False)
+    assert _go(carrier, _sample(0, 4, 8, begins=True)).before == {}
+    assert _go(carrier, _sample(1, 5, 9)).before["real"].tolist() == [0, 4, 8]
+    assert _go(carrier, _sample(1, 5, 9)).before["real"].tolist() == [0, 4, 8], "the same batch again"
+    assert _go(carrier, _sample(2, 6)).before["real"].tolist() == [1, 5], "the last row has ended"
+    assert carrier.carry_on({}) == {} and not caplog.records
+    saved = carrier.state_dict()
+    assert _go(carrier, _sample(7, 9)).before == {} and "comes before block 7" in caplog.text
+    assert _go(carrier, _sample(0, 4, begins=True)).before == {}, "the next epoch"
+    other = Carrier(restart=True)
+    other.load_state_dict(saved)
+    carry = _go(other, _sample(3, 7))
+    assert carry.before["real"].tolist() == [2, 6] and carry.restart
+
+
+def test_training_and_validation_carry_apart(folder: Path) -> None:
+    """A validation in the middle of an epoch leaves the state of the training as it is."""
+    task, model = _task(folder), make_lm()
+    got: List[Carry] = []
+
+    def criterion(model: Any, sample: Any) -> Any:
+        got.append(sample["net_input"]["carry"])
+        return model(**sample["net_input"])[0].sum(), 1, {}
+
+    class Optimizer:
+        backward = staticmethod(torch.Tensor.backward)
+
+    for step, ids in (("train", [0, 4]), ("valid", [0, 4]), ("train", [1, 5]), ("valid", [1, 5]), ("train", [2, 6])):
+        sample = _sample(*ids, begins=ids[0] == 0)
+        if step == "train":
+            task.train_step(sample, model, criterion, Optimizer(), 1)
+        else:
+            task.valid_step(sample, model, criterion)
+    assert [int(carry.before["real"][0]) if carry.before else 0 for carry in got] == [0, 0, 1, 1, 2]
+    assert all(int(carry.after["real"][0]) == 1 + i for carry, i in zip(got, (0, 0, 1, 1, 2), strict=True))
+
+
+def test_a_place_in_the_data_is_saved_with_what_is_carried_there(folder: Path) -> None:
+    task = _task(folder)
+    batches: Any = _batches(task)
+    for i, batch in zip(range(3), batches.next_epoch_itr(), strict=False):
+        _go(batches.carrier, batch)
+        last = i
+    state, part = batches.state_dict(), batches.dataset.part
+    assert state["iterations_in_epoch"] == last + 1 and state["carrier"]["carried"]["real"].tolist() == [
+        2,
+        2 + part,
+        2 + 2 * part,
+    ]
+    again: Any = _batches(_task(folder))
+    again.load_state_dict(state)
+    batch = next(again.next_epoch_itr())
+    assert _go(again.carrier, batch).before["real"].tolist() == [2, 2 + part, 2 + 2 * part]
+
+
+@pytest.mark.parametrize("by_model", [False, True])
+def test_what_cannot_carry_is_refused(by_model: bool, folder: Path) -> None:
+    """The option of the task, or that of the model (fairseq-hydra-train knows no other)."""
+    with pytest.raises(ValueError, match="--add-bos-token begins a new one with each block"):
+        _built(_task(folder, add_bos_token=True, carry_state=not by_model), "luna_lm", carry_state=by_model)
+    with pytest.raises(ValueError, match="--context-window and --carry-state both give a block what comes before"):
+        _task(folder).eval_lm_dataloader(None, context_window=4)
+    if not by_model:
+        with pytest.raises(
+            ValueError, match="--carry-state needs a model whose state has one size, luna_lm: leave it"
+        ):
+            _built(_task(folder), "transformer_lm")
+
+
+def _built(task: Any, arch: str, **options: Any) -> Any:
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+    sizes = dict(decoder_embed_dim=16, decoder_layers=1, decoder_attention_heads=2)
+    more = dict(decoder_input_dim=16, decoder_output_dim=16, add_bos_token=False, max_target_positions=8, tpu=False)
+    fixed = dict(_name=arch, tokens_per_sample=8, **sizes, **more, **options)
+    cfg = OmegaConf.merge(MODEL_DATACLASS_REGISTRY[arch](), fixed)
+    return task.build_model(cfg)
+
+
+def test_the_option_of_the_model_is_for_training(folder: Path) -> None:
+    """Who evaluates says by the task's what is wanted."""
+    task = _task(folder, carry_state=False)
+    _built(task, "luna_lm", carry_state=True, carry_positions="restart")
+    assert task._carriers["train"].restart
+    task = _task(folder, carry_state=False)
+    model = task.build_model(
+        OmegaConf.create({"_name": "luna_lm", "carry_state": True, "decoder_layers": 1, "tokens_per_sample": 8,
+                          "max_target_positions": 8, "add_bos_token": False}),
+        from_checkpoint=True,
+    )  # fmt: skip
+    assert model.carry_state and not task._carriers

@@ -101,7 +101,9 @@ json_value() {
   grep -oE "\"$2\": (\"[^\"]*\"|[0-9.]+)" "$1" | sed -n '1s/^[^:]*: "\{0,1\}\([^"]*\)"\{0,1\}$/\1/p'
 }
 
-USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
+# OWN_ENVIRONMENTS=1 is for a script that makes them itself.
+USER_DIR=
+[ -n "${OWN_ENVIRONMENTS:-}" ] || USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
 check_path "$USER_DIR"
 
 # check_config CONFIG_DIR NAME

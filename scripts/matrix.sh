@@ -13,7 +13,8 @@
 # or in pyenv); TORCHES ("2.13.0"; "newest" is whatever pip takes); TORCH_OPTIONS (for pip, such as "--index-url ..." of
 # CPU builds; torch from PyPI needs 6 GB, one environment at a time); KEEP=1 (environments stay).
 # SMOKE=1: the environment at hand, and a few tests, in OUT/smoke.
-# It can be interrupted and run again: finished steps are kept. To repeat a row, remove its folder.
+# It can be interrupted and run again: steps that passed are kept, those that failed are tried again. To repeat a row,
+# remove its folder.
 set -euo pipefail
 CALLER=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -127,27 +128,29 @@ generate() {
 # The tests import what is installed, and not the package beside them.
 run_tests() { pytest -q -p no:cacheprovider -o pythonpath=tests "${TESTS[@]}"; }
 
-# step NAME COMMAND...: once; its result is kept.
+passed() { grep -qs ^pass "$CELL/$1.result"; }
+
+# step NAME COMMAND...: until it has passed.
 step() {
   local code=0 result=pass
-  [ ! -f "$CELL/$1.result" ] || return 0
+  ! passed "$1" || return 0
   echo "$(basename "$CELL"): $1"
   logged "$CELL/$1.log" "${@:2}" || code=$?
   [ "$code" = 0 ] || { result=FAIL && echo "$(basename "$CELL"): $1 failed: see $CELL/$1.log"; }
   if [ "$1" = tests ]; then result+=" ($(grep -oE '[0-9]+ (passed|failed|error)' "$CELL/tests.log" | paste -sd , | sed 's/,/, /g'))"; fi
   echo "$result" > "$CELL/$1.result"
 }
-passed() { grep -qs ^pass "$CELL/$1.result"; }
 
 # row VERSION PYTHON TORCH
 row() {
-  local path=$PATH fairseq=() given=()
+  local path=$PATH fairseq=() given=() name left=
   CELL=$OUT/$1-torch-$3
   mkdir -p "$CELL"
-  if [ -f "$CELL/tests.result" ]; then echo "already finished: $CELL"; return; fi
+  for name in "${STEPS[@]}"; do passed "$name" || left+=$name; done
+  if [ -z "$left" ] || [ "$left" = "${SMOKE:+install}" ]; then echo "already finished: $CELL"; return; fi
   if [ -z "$SMOKE" ]; then
     export PATH=$CELL/env/bin:$PATH
-    # Results of an environment that has gone are kept; the steps that are left need it again.
+    # The steps that are left need an environment that has gone.
     [ -x "$CELL/env/bin/python" ] || rm -f "$CELL/install.result"
     step install install "$2" "$3"
   fi

@@ -85,7 +85,8 @@ def test_the_wheel_holds_the_package_and_what_its_commands_need(built: Built) ->
     assert set(entries) - information == _files("luna_fairseq") | shared
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in information)
     for name in _files("scripts"):
-        assert entries[f"luna_fairseq/share/{name}"].external_attr >> 16 & 0o111 == (ROOT / name).stat().st_mode & 0o111
+        mode = entries[f"luna_fairseq/share/{name}"].external_attr >> 16
+        assert mode & 0o111 == (ROOT / name).stat().st_mode & 0o111
     assert "Requires-Python: >=3.10\n" in metadata and "License-Expression: MIT\n" in metadata
 
 
@@ -95,15 +96,17 @@ def commands(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
-    _run(REAL / "python", "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", built.wheel, cwd=folder)
-    # A path file: those that lie in the folders that it names, such as that of an editable install, count for nothing.
+    install = ["-m", "pip", "--python", python, "install", "--no-index", "--no-deps"]
+    _run(REAL / "python", *install, built.wheel, cwd=folder)
+    # A path file: those in the folders that it names, such as that of an editable install, count for nothing.
     (site,) = folder.glob("lib/python*/site-packages")
     beside = [path for path in sys.path if path.endswith("site-packages")]
     (site / "beside.pth").write_text("".join(f"{path}\n" for path in beside))
     for name in COMMANDS:
         (entry,) = importlib.metadata.entry_points(group="console_scripts", name=name)
         path = folder / "bin" / name
-        path.write_text(f"#!{python}\nimport sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n")
+        program = f"import sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
+        path.write_text(f"#!{python}\n{program}")
         path.chmod(0o755)
     return folder / "bin"
 

@@ -11,7 +11,7 @@ from typing import Any
 from luna_fairseq.data.pieces import quiet_import
 from luna_fairseq.errors import PreparationError
 
-# fairseq-preprocess, for which the files of the folder that it works in are no modules. (Python 3.11 has -P for that.)
+# fairseq-preprocess, for which files of the folder where it works are no modules. (-P does that from Python 3.11 on.)
 _PREPROCESS = """import sys
 sys.path = [folder for folder in sys.path if folder]
 from fairseq_cli.preprocess import cli_main

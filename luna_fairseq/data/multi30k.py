@@ -4,8 +4,8 @@
     luna-fairseq fetch multi30k --out multi30k --source FOLDER  from a folder, or the address of a mirror
 
 The files are those of data/task1/raw in the repository multi30k/dataset on GitHub. OUT/raw gets the untokenised text:
-train (29,000 sentence pairs), val (1,014), test_2016_flickr and test_2017_flickr (1,000 each), each .en and .de; that
-is the FOLDER of "multi30k.sh prepare". OUT/archives keeps what was downloaded. A download that was interrupted goes on
+train (29,000 sentence pairs), val (1,014), test_2016_flickr and test_2017_flickr (1,000 each), each .en and .de; it
+is what "multi30k.sh prepare" takes. OUT/archives keeps what was downloaded. A download that was interrupted goes on
 where it stopped; a file counts only when its checksum is right. The text is for research and education.
 """
 

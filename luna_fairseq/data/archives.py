@@ -73,8 +73,8 @@ def take(archive: Path, members: dict[str, str], raw: Path) -> None:
     try:
         if not archive.name.endswith((".tgz", ".tar.gz")):
             (name,) = wanted.values()
-            with gzip.open(archive) as source, whole_file(raw / name) as temporary, open(temporary, "wb") as target:
-                shutil.copyfileobj(source, target, BLOCK_BYTES)
+            with gzip.open(archive) as text, whole_file(raw / name) as temporary, open(temporary, "wb") as target:
+                shutil.copyfileobj(text, target, BLOCK_BYTES)
             return
         with tarfile.open(archive, "r|gz") as tar:
             for entry in tar:

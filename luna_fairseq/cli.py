@@ -1,6 +1,7 @@
 """The console command ``luna-fairseq``; each of its commands is a module that is imported when it is asked for.
 
-So the help, the version and ``user-dir``, which stands in every command line of fairseq, answer without torch.
+So the help, the version and ``user-dir``, which stands in every command line of fairseq, ``configs`` and ``scripts``
+answer without torch.
 """
 
 import argparse
@@ -30,7 +31,9 @@ class Command(NamedTuple):
 
 
 COMMANDS: Dict[str, Command] = {
-    "user-dir": Command("luna_fairseq.commands.user_dir", "print the folder to give to --user-dir"),
+    "user-dir": Command("luna_fairseq.commands.folder", "print the folder to give to --user-dir"),
+    "configs": Command("luna_fairseq.commands.folder", "print the folder of the configs, for --config-dir"),
+    "scripts": Command("luna_fairseq.commands.folder", "print the folder of the experiment scripts"),
     "run": Command("luna_fairseq.commands.run", "start a command of fairseq with the plugin loaded first"),
     "doctor": Command("luna_fairseq.commands.doctor", "check the plugin on this machine, a line for each verdict"),
     "prepare": Command("luna_fairseq.commands.prepare", "make data for training from text, images or a generator"),
@@ -50,6 +53,18 @@ COMMANDS: Dict[str, Command] = {
 def user_dir() -> Path:
     """The folder to give to fairseq's ``--user-dir``."""
     return Path(__file__).resolve().parent
+
+
+def shared_folder(name: str) -> Path:
+    """The folder ``configs`` or ``scripts``: the clone's, or the one that was installed with the package.
+
+    Raises:
+        FileNotFoundError: if there is none; the message says what to do.
+    """
+    for parent in (user_dir() / "share", user_dir().parent):
+        if (parent / name).is_dir() and (parent / "configs" / "translation").is_dir():
+            return parent / name
+    raise FileNotFoundError(f"there is no folder {name} in {user_dir() / 'share'}: install luna-fairseq again")
 
 
 def dispatch(prog: str, description: str, commands: Dict[str, Command], arguments: List[str]) -> int:

@@ -1,8 +1,9 @@
-# What the experiment scripts share; sourced by them, from the root of the repository.
+# What the experiment scripts share; sourced by them, from the folder with configs/ and scripts/: the root of the
+# repository, or luna_fairseq/share once it is installed. Nothing is written there.
 # Sets SMOKE, OUT (absolute; OUT/smoke for a smoke run, whose numbers must never be taken for real ones) and USER_DIR;
 # exports THREADS for torch, if it is set.
 #   CALLER      the folder that the user called from
-#   DEFAULT_OUT where to write if OUT is not set
+#   DEFAULT_OUT where to write if OUT is not set, in that folder
 
 # fail_with CODE MESSAGE
 fail_with() {
@@ -19,7 +20,7 @@ check_path() {
 }
 
 SMOKE=${SMOKE:-}
-OUT=${OUT:-$PWD/$DEFAULT_OUT}
+OUT=${OUT:-$DEFAULT_OUT}
 [[ $OUT == /* ]] || OUT=$CALLER/$OUT
 [ -z "$SMOKE" ] || OUT=$OUT/smoke
 check_path "$OUT"
@@ -100,7 +101,9 @@ json_value() {
   grep -oE "\"$2\": (\"[^\"]*\"|[0-9.]+)" "$1" | sed -n '1s/^[^:]*: "\{0,1\}\([^"]*\)"\{0,1\}$/\1/p'
 }
 
-USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
+# OWN_ENVIRONMENTS=1 is for a script that makes them itself.
+USER_DIR=
+[ -n "${OWN_ENVIRONMENTS:-}" ] || USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
 check_path "$USER_DIR"
 
 # check_config CONFIG_DIR NAME

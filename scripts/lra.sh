@@ -105,5 +105,5 @@ command=${1:-}
 case $command in
   prepare | train | row | table) $command "$@" ;;
   test) test_row "$@" ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "scripts/${0##*/}"; exit 2 ;;
 esac

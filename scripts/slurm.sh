@@ -34,7 +34,8 @@ if [ -z "${SUBMITTED:-}" ]; then
     [ -n "$DATA" ] || fail "DATA is not set: name the data folder, or shards joined by \":\""
     absolute "$DATA"
   )
-  [[ -z $OUT || $OUT == /* ]] || OUT=$CALLER/$OUT
+  OUT=${OUT:-outputs/${CONFIG##*/}}  # as in torchrun.sh, where the job does not know the caller's folder
+  [[ $OUT == /* ]] || OUT=$CALLER/$OUT
   # SBATCH is a list of words.
   # shellcheck disable=SC2086
   SUBMITTED=1 exec sbatch --job-name "${CONFIG##*/}" --nodes "$NODES" --ntasks-per-node 1 --gpus-per-node "$GPUS" \

@@ -12,7 +12,7 @@ import pytest
 import luna_fairseq
 from luna_fairseq import cli
 from support.forks import REAL
-from support.running import USER_DIR, run_command
+from support.running import ROOT, USER_DIR, run_command
 
 PACKAGE = Path(luna_fairseq.__file__).parent
 
@@ -52,14 +52,15 @@ def test_help_version_and_user_dir_answer_without_torch() -> None:
         "print(len(names))\n"
         "with contextlib.suppress(SystemExit):\n"
         "    cli.main(['--version'])\n"
-        f"cli.main(['user-dir'])\n{HEAVY}\n"
+        f"for name in ('user-dir', 'configs', 'scripts'):\n    cli.main([name])\n{HEAVY}\n"
     ).splitlines()
     assert int(lines[0]) >= 15
-    assert lines[1:] == [f"luna-fairseq {luna_fairseq.__version__}", USER_DIR, "[]"]
+    folders = [USER_DIR, str(ROOT / "configs"), str(ROOT / "scripts")]
+    assert lines[1:] == [f"luna-fairseq {luna_fairseq.__version__}", *folders, "[]"]
 
 
 def test_python_m_is_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["user-dir"], ["--version"], ["--help"]):
+    for arguments in (["user-dir"], ["configs"], ["scripts"], ["--version"], ["--help"]):
         said = [
             subprocess.run([*command, *arguments], capture_output=True, text=True, check=True).stdout
             for command in ([REAL / "luna-fairseq"], [REAL / "python", "-m", "luna_fairseq"])

@@ -6,6 +6,7 @@ from luna_fairseq.cli import Command, dispatch
 
 NAMES: Dict[str, Command] = {
     "wmt14": Command("luna_fairseq.data.wmt14", "WMT'14 English-German"),
+    "multi30k": Command("luna_fairseq.data.multi30k", "Multi30k English-German, captions of images"),
 }
 
 

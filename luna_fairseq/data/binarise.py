@@ -11,6 +11,13 @@ from typing import Any
 from luna_fairseq.data.pieces import quiet_import
 from luna_fairseq.errors import PreparationError
 
+# fairseq-preprocess, for which files of the folder where it works are no modules. (-P does that from Python 3.11 on.)
+_PREPROCESS = """import sys
+sys.path = [folder for folder in sys.path if folder]
+from fairseq_cli.preprocess import cli_main
+cli_main()
+"""
+
 
 def split_builder(stack: ExitStack, path: Path, dictionary: Any) -> Any:
     """A builder of ``path``.bin and .idx, as fairseq-preprocess writes them; both are finished with the stack."""
@@ -32,7 +39,7 @@ def binarise(options: Sequence[str], folder: Path, lines: dict[str, int], log: P
         lines: how many each of its files has.
         log: gets all that fairseq-preprocess prints, if something is wrong.
     """
-    command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", *options]
+    command = [sys.executable, "-c", _PREPROCESS, *options]
     done = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

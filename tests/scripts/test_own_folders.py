@@ -1,6 +1,7 @@
 """Scripts write over and remove only what they made; a folder of somebody else's stays as it is."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -198,6 +199,34 @@ def test_the_demo_s_folder_is_relative_to_the_caller(tmp_path: Path) -> None:
         said = _run("demo", arguments, out, tmp_path)
         assert said == f"demo.sh: {tmp_path}/mine holds file, which this script did not make: " \
             "set OUT to a new or empty folder\n"  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["demo", "multi30k", "masked_lm", "lra", "wmt14", "torchrun", "slurm"])
+def test_without_out_the_caller_s_folder_is_written_to(script: str, home: Path, tmp_path: Path) -> None:
+    """Never the one with the scripts, which may be that of the installed package."""
+    caller = tmp_path / "caller"
+    shutil.copytree(home / "text", caller / "text")
+    (caller / "data").mkdir()
+    installed = tmp_path / "share"
+    for name in ("scripts", "configs"):
+        shutil.copytree(ROOT / name, installed / name, ignore=shutil.ignore_patterns("__pycache__", "bench"))
+    programs = stubs(tmp_path / "stubs")
+    (programs / "sbatch").write_text('#!/bin/sh\necho "OUT=$OUT"\n')
+    (programs / "sbatch").chmod(0o755)
+    arguments = {"multi30k": ["prepare", "text"], "masked_lm": ["pretrain", "wikitext2_roberta", "data"]}
+    arguments |= {"lra": ["prepare", "listops"], "wmt14": ["download"]}
+    before = snapshot(installed)
+    environment = {**os.environ, "OUT": "", "PATH": f"{programs}:{os.environ['PATH']}", "DATA": "data", "CPU": "1"}
+    done = subprocess.run(
+        ["bash", str(installed / "scripts" / f"{script}.sh"), *arguments.get(script, [])],
+        cwd=caller, env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert snapshot(installed) == before
+    folder = "outputs/translation" if script in ("torchrun", "slurm") else f"{script.replace('_', '-')}-out"
+    if script == "slurm":
+        assert f"OUT={caller}/{folder}\n" in done.stdout
+    else:
+        assert (caller / folder / f".made-by-{script}.sh").exists(), done.stdout + done.stderr
 
 
 def test_clean_removes_what_make_made(home: Path) -> None:

@@ -78,9 +78,7 @@ def _umask() -> int:
 
 
 def _can_be_forked(real: str, arguments: List[str]) -> bool:
-    """Python runs a module, a file or a text; of its own options the server knows -P alone."""
+    """Python runs a module, a file or a text; the server knows none of its own options."""
     if not os.path.basename(real).startswith("python"):
         return True
-    while arguments[:1] == ["-P"]:
-        arguments = arguments[1:]
     return bool(arguments) and (arguments[0] in ("-c", "-m", "-") or not arguments[0].startswith("-"))

@@ -185,12 +185,9 @@ def become(request: Dict[str, Any], python: str) -> Any:
         sys.argv = [request["path"], *arguments]
         (entry,) = importlib.metadata.entry_points(group="console_scripts", name=command)
         return lambda: sys.exit(entry.load()())
-    while arguments[0] == "-P":
-        arguments = arguments[1:]
     kind, rest = arguments[0], arguments[1:]
     if kind == "-m":
-        if "-P" not in request["arguments"]:
-            sys.path[0] = ""
+        sys.path[0] = ""
         sys.argv = [kind, *rest[1:]]
         return lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     if kind in ("-c", "-"):

@@ -166,7 +166,7 @@ def fetch_command(prog: str, arguments: list[str], description: str | None, corp
         description: for the help.
         corpus: what to fetch.
     """
-    parser = help_parser(prog, description)
+    parser = help_parser(prog, description or "")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--source", metavar="FOLDER_OR_URL", help="where the archives are, by their names")
     parser.add_argument("--checksums", type=Path, metavar="FILE", help="of sha256sum, for other archives")

@@ -9,6 +9,7 @@ interrupted goes on where it stopped; an archive counts only when its checksum i
 from an archive, and no path in it is written to.
 """
 
+import argparse
 import gzip
 import re
 import shutil
@@ -21,7 +22,7 @@ from typing import IO
 
 from sacrebleu.dataset import DATASETS
 
-from luna_fairseq.console import help_parser, one_line, run
+from luna_fairseq.console import one_line, run
 from luna_fairseq.data.download import download, verify
 from luna_fairseq.data.files import BLOCK_BYTES, alone_in, count_lines, whole_file
 from luna_fairseq.errors import PreparationError
@@ -183,7 +184,9 @@ def _get(archives: Sequence[Archive], out: Path, mirror: str | None, folder: Pat
 
 def main(prog: str, arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = help_parser(prog, __doc__)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--source", metavar="FOLDER_OR_URL", help="where the archives are, by their names")
     parser.add_argument("--checksums", type=Path, metavar="FILE", help="of sha256sum, for other archives")

@@ -246,3 +246,9 @@ def test_a_report_begins_with_the_doctor() -> None:
         first, *others = content["body"]
         assert "luna-fairseq doctor" in first["attributes"]["label"] and first["validations"]["required"]
         assert all(field["type"] == "textarea" and field["id"] and field["attributes"]["label"] for field in others)
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {file.resolve() for page in PAGES for file, _ in links(page)}
+    pictures = {path for ending in ("svg", "png") for path in (ROOT / "docs").glob(f"*.{ending}")}
+    assert pictures <= shown, pictures - shown

@@ -76,7 +76,8 @@ score() {
     [ -f "$folder/.trained" ] || fail "$name is not trained: run '$0 train $name' first${TAG:+, with TAG=$TAG}"
     if [ ! -f "$folder/perplexity.json" ]; then
       hold "$folder"
-      length=$(sed -nE 's/^  tokens_per_sample: ([0-9]+)$/\1/p' "$folder/hydra/.hydra/config.yaml")
+      length=$(sed -nE 's/^  tokens_per_sample: ([0-9]+)$/\1/p' "$folder/hydra/.hydra/config.yaml") \
+        || fail "$folder has no hydra/.hydra/config.yaml to take the length of a block from: train it again"
       FOUND=()
       perplexity "$folder" blocks --tokens-per-sample "$length" --batch-size 8
       perplexity "$folder" window --tokens-per-sample "$length" --batch-size 8 --context-window $((length / 2))

@@ -271,8 +271,8 @@ class LunaBertModel(RobertaModel):
                     f"head {head} of the checkpoint has {what}spectral normalisation: {change} "
                     "--spectral-norm-classification-head"
                 )
-        for head in spectral:
-            state_dict.pop(f"{heads}{head}.out_proj.weight", None)
+            if head in spectral:
+                del state_dict[f"{heads}{head}.out_proj.weight"]
         # fairseq fills in the fresh weights of a head that the checkpoint lacks, or has in another size. That is
         # right for fine-tuning; whoever loads to evaluate looks here.
         self.fresh_heads = {}

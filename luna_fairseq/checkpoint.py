@@ -4,10 +4,13 @@ Published checkpoints (github: XuezheMax/fairseq-apollo, facebookresearch/mega) 
 table is the one place that knows them; modules have only the names on the right.
 """
 
+import logging
 import re
 from typing import Any, Dict, List, Optional, Tuple
 
 from luna_fairseq.errors import CheckpointMismatch
+
+logger = logging.getLogger(__name__)
 
 # (published, ours), matched anywhere in a name at a dot; ours None = holds nothing, dropped.
 PUBLISHED_NAMES: List[Tuple[str, Optional[str]]] = [
@@ -61,6 +64,39 @@ def check_shapes(state_dict: Dict[str, Any], own: Dict[str, Any], options: Dict[
                 f"{option} is {own[name].size(dim)} here and {state_dict[name].size(dim)} in the checkpoint: make "
                 "them equal, or choose the checkpoint that belongs to it"
             )
+
+
+def fit_for_fine_tuning(state_dict: Dict[str, Any], own: Dict[str, Any], dictionaries: Dict[str, Any]) -> None:
+    """Make a pretrained checkpoint fit a model that is fine-tuned from it, in place, with a notice in the log.
+
+    Denoising appends ``<mask>`` to the dictionary, which no translation has: its row is left out. Learned positions
+    that the model lacks are left out, and those that the checkpoint lacks begin as the model has drawn them.
+
+    Args:
+        state_dict: of the checkpoint, with our names.
+        own: of the model.
+        dictionaries: what a parameter's name begins with -> the dictionary of its rows.
+    """
+    for name, value in own.items():
+        saved = state_dict.get(name)
+        if saved is None or saved.shape == value.shape or saved.shape[1:] != value.shape[1:]:
+            continue
+        if name.endswith("embed_positions.weight"):
+            count = min(len(saved), len(value))
+            state_dict[name] = value.to(saved).clone()
+            state_dict[name][:count] = saved[:count]
+            logger.warning(
+                "%s has %d rows in the checkpoint, %d here: the first %d are taken",
+                name,
+                len(saved),
+                len(value),
+                count,
+            )
+        elif name.endswith(("embed_tokens.weight", "output_projection.weight")) and len(saved) == len(value) + 1:
+            dictionary = next(found for start, found in dictionaries.items() if name.startswith(start))
+            if "<mask>" not in dictionary:
+                state_dict[name] = saved[:-1]
+                logger.warning("%s: the last symbol of the checkpoint, <mask>, is left out", name)
 
 
 def check_optimizer(optimizer: Any, filename: str) -> None:

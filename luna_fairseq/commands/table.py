@@ -9,6 +9,7 @@ EXPERIMENTS: Dict[str, Command] = {
     "multi30k": Command("luna_fairseq.results.multi30k", "what scripts/multi30k.sh has trained"),
     "documents": Command("luna_fairseq.results.documents", "what scripts/documents.sh has trained"),
     "masked-lm": Command("luna_fairseq.results.masked_lm", "what scripts/masked_lm.sh has trained"),
+    "language-model": Command("luna_fairseq.results.language_model", "what scripts/language_model.sh has trained"),
     "lra": Command("luna_fairseq.results.lra", "what scripts/lra.sh has trained"),
 }
 

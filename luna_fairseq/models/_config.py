@@ -357,6 +357,11 @@ def namespace(cfg: Any, task: Any = None) -> Namespace:
     return Namespace(**values)
 
 
+def is_fine_tuned(cfg: Any) -> bool:
+    """Whether a model's config is part of a whole one with ``--finetune-from-model``."""
+    return OmegaConf.is_config(cfg) and bool(OmegaConf.select(cfg._get_root(), "checkpoint.finetune_from_model"))
+
+
 def add_options(parser: Any, config: type) -> None:
     """Add a model's options to a parser, without defaults: those are the architecture's, filled in afterwards.
 

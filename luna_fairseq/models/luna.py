@@ -16,11 +16,12 @@ from fairseq.utils import make_positions
 from torch import Tensor, nn
 
 from luna_fairseq import ops
-from luna_fairseq.checkpoint import check_position_bias, check_tied_kv, translate_published_names
+from luna_fairseq.checkpoint import check_position_bias, check_tied_kv, fit_for_fine_tuning, translate_published_names
 from luna_fairseq.models._config import (
     LunaConfig,
     add_options,
     check_config,
+    is_fine_tuned,
     namespace,
     nested_config,
     register_architectures,
@@ -365,6 +366,8 @@ class LunaModel(TransformerModelBase):
     gives fairseq's hub interface with ``.translate(...)``.
     """
 
+    is_fine_tuned = False  # from a checkpoint of another task
+
     @classmethod
     def add_args(cls, parser: Any) -> None:
         add_options(parser, LunaConfig)
@@ -373,7 +376,9 @@ class LunaModel(TransformerModelBase):
     def build_model(cls, cfg: Any, task: Any) -> "LunaModel":
         options = namespace(cfg, task)
         check_config(options)
-        return super().build_model(nested_config(options), task)
+        model = super().build_model(nested_config(options), task)
+        model.is_fine_tuned = is_fine_tuned(cfg)
+        return model
 
     @classmethod
     def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> LunaEncoder:
@@ -399,6 +404,10 @@ class LunaModel(TransformerModelBase):
         translate_published_names(state_dict)
         check_tied_kv(state_dict, self)
         check_position_bias(state_dict, self)
+        if self.is_fine_tuned:
+            prefix = f"{name}." if name else ""
+            sides = {f"{prefix}encoder.": self.encoder.dictionary, f"{prefix}decoder.": self.decoder.dictionary}
+            fit_for_fine_tuning(state_dict, self.state_dict(prefix=prefix), sides)
         super().upgrade_state_dict_named(state_dict, name)
 
 

@@ -10,12 +10,14 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
 from luna_fairseq.checkpoint import check_position_bias, check_shapes, check_tied_kv, translate_published_names
+from luna_fairseq.errors import CheckpointMismatch
 from luna_fairseq.models._config import (
     LunaOptions,
     add_options,
     check_at_least,
     check_position_bias_options,
     check_probabilities,
+    check_refused,
     check_stack,
     flat_encoder_config,
     namespace,
@@ -53,9 +55,25 @@ class LunaBertConfig(LunaOptions, _EncoderOptions):
     untie_weights_luna: bool = field(
         default=False, metadata={"help": "an output matrix of its own (default: the token embeddings)"}
     )
+    untie_weights_roberta: bool = field(default=False, metadata={"help": "the same, as fairseq's RoBERTa calls it"})
+    layernorm_embedding: bool = field(
+        default=False, metadata={"help": "the norm of the embeddings, which RoBERTa can do without: always there"}
+    )
+    spectral_norm_classification_head: bool = field(
+        default=False, metadata={"help": "spectral normalisation of the classification heads' last matrix"}
+    )
+    mha_reg_scale_factor: float = field(default=0.0, metadata={"help": "refused: it prunes softmax attention"})
+    ffn_reg_scale_factor: float = field(default=0.0, metadata={"help": "refused: nothing prunes Luna's layers by it"})
     load_checkpoint_heads: bool = field(
         default=False, metadata={"help": "register and load the classification heads that a checkpoint holds"}
     )
+
+
+# Options of fairseq's RoBERTa that have no meaning here: field -> why. Giving one is an error.
+REFUSED: Dict[str, str] = {
+    "mha_reg_scale_factor": "it prunes the heads of softmax attention",
+    "ffn_reg_scale_factor": "fairseq prunes layers of its own by it",
+}
 
 
 class LunaBertEncoder(RobertaEncoder):
@@ -140,7 +158,7 @@ class LunaBertModel(RobertaModel):
     def build_model(cls, cfg: Any, task: Any) -> "LunaBertModel":
         args = namespace(cfg, task)
         _check_bert_config(args, task)
-        args.untie_weights_roberta = args.untie_weights_luna
+        args.untie_weights_roberta = args.untie_weights_luna = args.untie_weights_luna or args.untie_weights_roberta
         args.max_source_positions = args.max_positions
         args.encoder_learned_pos = args.layernorm_embedding = args.no_scale_embedding = True
         args.encoder_projected_attention_heads = args.encoder_attention_heads
@@ -213,6 +231,7 @@ class LunaBertModel(RobertaModel):
             pooler_dropout=args.pooler_dropout,
             q_noise=args.quant_noise_pq,
             qn_block_size=args.quant_noise_pq_block_size,
+            do_spectral_norm=args.spectral_norm_classification_head,
         )
         head.apply(init_bert_params)
         self.classification_heads[name] = head
@@ -237,8 +256,23 @@ class LunaBertModel(RobertaModel):
         heads = f"{name}." if name else ""
         heads += "classification_heads."
         saved = {key[len(heads) :].split(".")[0] for key in state_dict if key.startswith(heads)}
+        spectral = {head for head in saved if f"{heads}{head}.out_proj.weight_orig" in state_dict}
+        for head in spectral:  # fairseq reads the sizes from it
+            state_dict[f"{heads}{head}.out_proj.weight"] = state_dict[f"{heads}{head}.out_proj.weight_orig"]
         classes = {head: state_dict[f"{heads}{head}.out_proj.weight"].size(0) for head in saved}
+        hidden = {head: state_dict[f"{heads}{head}.dense.weight"] for head in saved}
         super().upgrade_state_dict_named(state_dict, name)
+        for head in saved:
+            if state_dict.get(f"{heads}{head}.dense.weight") is not hidden[head]:  # not asked for, or of another size
+                continue
+            if (head in spectral) != hasattr(self.classification_heads[head].out_proj, "weight_orig"):
+                what, change = ("", "add") if head in spectral else ("no ", "leave out")
+                raise CheckpointMismatch(
+                    f"head {head} of the checkpoint has {what}spectral normalisation: {change} "
+                    "--spectral-norm-classification-head"
+                )
+            if head in spectral:
+                del state_dict[f"{heads}{head}.out_proj.weight"]
         # fairseq fills in the fresh weights of a head that the checkpoint lacks, or has in another size. That is
         # right for fine-tuning; whoever loads to evaluate looks here.
         self.fresh_heads = {}
@@ -289,8 +323,14 @@ def _check_bert_config(args: Any, task: Any) -> None:
     Raises:
         ValueError: with the option, its value, and what to change.
     """
+    check_refused(args, REFUSED)
     check_stack(args, "encoder")
     check_probabilities(args, "pooler_dropout")
+    if args.spectral_norm_classification_head and args.quant_noise_pq > 0:
+        raise ValueError(
+            f"--spectral-norm-classification-head does not go with --quant-noise-pq {args.quant_noise_pq}: leave "
+            "one of them out"
+        )
     check_at_least(1, args, "max_positions")
     check_position_bias_options(args)
     block = getattr(getattr(task, "cfg", None) or getattr(task, "args", None), "tokens_per_sample", None)

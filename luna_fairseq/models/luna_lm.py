@@ -91,7 +91,6 @@ class LunaLanguageModelDecoder(LunaDecoder):
             positions=not (cfg.no_token_positional_embeddings or cfg.decoder.learned_pos),
             layer_norm=cfg.layernorm_embedding,
             dropout=cfg.dropout,
-            fixed_length=True,
             module_name=self.__class__.__name__,
         )
 

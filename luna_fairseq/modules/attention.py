@@ -417,26 +417,22 @@ class CausalLunaAttention(_LunaAttentionBase):
         assert packed_query is not None
 
         q = _split_heads(self.q_proj(query), self.num_heads)
-        if self.tie_kv:
-            key = value = _split_heads(self.c_proj(query), self.num_heads)
-        else:
-            key = _split_heads(self.k_proj(query), self.num_heads)
-            value = _split_heads(self.v_proj(query), self.num_heads)
-        batch, length, _ = query.shape
-        rows = ops.rows_per_sentence(batch, packed_query.size(0))
+        projections = (self.c_proj,) if self.tie_kv else (self.k_proj, self.v_proj)
+        key, *other = (_split_heads(proj(query), self.num_heads) for proj in projections)
+        value = other[0] if other else key
+        length, rows = query.size(1), ops.rows_per_sentence(query.size(0), packed_query.size(0))
         # All rows of a sentence side by side. One P may be that of any batch, whatever one the model is traced with.
-        context = query.reshape(packed_query.size(0), -1, self.embed_dim)
+        one = packed_query.size(0) == 1 and query.numel() > 0
+        context = query.reshape(packed_query.size(0), -1 if one else rows * length, self.embed_dim)
         if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
             scores = _split_heads(ops.folded_scores(context, packed_query, folded[0]), self.num_heads)
             pack_weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
         else:
             context = _split_heads(self.pc_proj(context), self.num_heads)
             pack_weights = ops.causal_pack_weights(context, packed_query, self.activation)
-        row_mask = packed_mask
-        if rows > 1 or packed_query.size(0) == 1:
-            pack_weights = pack_weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
-        if rows > 1 and packed_mask is not None:
-            row_mask = packed_mask.repeat_interleave(rows, dim=0)
+        if rows > 1 or one:
+            pack_weights = pack_weights.unflatten(2, (-1 if one else rows, length)).transpose(1, 2).flatten(0, 1)
+        row_mask = packed_mask if packed_mask is None or rows == 1 else packed_mask.repeat_interleave(rows, dim=0)
         y, state = ops.causal_luna_attention(
             q,
             key,

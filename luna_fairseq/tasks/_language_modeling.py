@@ -214,13 +214,12 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         if not isinstance(dataset, ConsecutiveBlocks):
             return super().get_batch_iterator(dataset, *args, **kwargs)
         dataset.shards = kwargs.get("num_shards", 1)
-        known = self.dataset_to_epoch_iter.get(dataset)
-        if isinstance(known, _InOrder):
-            return super().get_batch_iterator(dataset, *args, **kwargs)
-        carrier = self._carriers["train" if dataset is self.datasets.get("train") else "valid"]
-        batches = _InOrder.of(super().get_batch_iterator(dataset, *args, **kwargs), carrier)
-        if dataset in self.dataset_to_epoch_iter:
-            self.dataset_to_epoch_iter[dataset] = batches
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        if not isinstance(batches, _InOrder):
+            carrier = self._carriers["train" if dataset is self.datasets.get("train") else "valid"]
+            batches = _InOrder.of(batches, carrier)
+            if dataset in self.dataset_to_epoch_iter:  # fairseq asks for the same ones again in each epoch
+                self.dataset_to_epoch_iter[dataset] = batches
         return batches
 
     def train_step(self, sample: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -80,7 +80,6 @@ def _bits_at_once(model: Any, text: torch.Tensor) -> float:
 
 
 def test_scores_with_carried_state_are_those_of_one_long_text(data: str, trained: Path, lm_corpus: LMCorpus) -> None:
-    """Blocks of any kind; several rows have a part of the text each."""
     checkpoint = trained / "checkpoint_last.pt"
     hub = _hub(trained, lm_corpus)
     text, model = _text(hub, data), hub.models[0]
@@ -89,15 +88,23 @@ def test_scores_with_carried_state_are_those_of_one_long_text(data: str, trained
     assert got == pytest.approx(want, abs=2e-4)
     blocks = _bits(_eval(data, checkpoint, "--tokens-per-sample", 12))
     assert abs(blocks - want) > 2e-3, "the state matters"
-    restarted = _bits(
-        _eval(data, checkpoint, "--tokens-per-sample", 12, "--carry-state", "--carry-positions", "restart")
-    )
-    assert abs(restarted - want) > 5e-4 and abs(restarted - blocks) > 5e-4
-    assert _bits(_eval(data, checkpoint, "--tokens-per-sample", 12, "--carry-state", "--batch-size", 1)) == got
-    sentences = _bits(
-        _eval(data, checkpoint, "--sample-break-mode", "eos", "--tokens-per-sample", 40, "--carry-state")
-    )
-    assert sentences > 0
+
+
+@pytest.mark.long
+def test_scores_of_other_blocks_with_carried_state(data: str, trained: Path, lm_corpus: LMCorpus) -> None:
+    """Sentences are blocks too, which each begin behind an end of a sentence; several rows, positions from 0."""
+    checkpoint = trained / "checkpoint_last.pt"
+    hub = _hub(trained, lm_corpus)
+    want = _bits_at_once(hub.models[0], _text(hub, data))
+
+    def score(*options: Any) -> float:
+        return _bits(_eval(data, checkpoint, "--tokens-per-sample", 12, "--carry-state", *options))
+
+    alone = score()
+    assert alone == score("--batch-size", 1) == pytest.approx(want, abs=2e-4)
+    assert abs(score("--carry-positions", "restart") - alone) > 5e-4
+    assert 0 < abs(score("--batch-size", 4) - alone) < 0.1
+    assert score("--sample-break-mode", "eos") == pytest.approx(want, abs=2e-4)
 
 
 def test_eval_lm_with_a_context_window(data: str, trained: Path, lm_corpus: LMCorpus) -> None:
@@ -116,13 +123,17 @@ def test_eval_lm_with_a_context_window(data: str, trained: Path, lm_corpus: LMCo
     assert _bits(output) == pytest.approx(total / len(text) / math.log(2), abs=2e-4)
 
 
-@pytest.mark.parametrize("mode", ["none", "complete", "complete_doc", "eos"])
+LATER = [pytest.param(mode, marks=pytest.mark.long) for mode in ("none", "complete_doc", "eos")]
+
+
+@pytest.mark.parametrize("mode", ["complete", *LATER])
 def test_every_way_to_break_a_text(mode: str, data: str, trained: Path) -> None:
     output = _eval(data, trained / "checkpoint_last.pt", "--sample-break-mode", mode, "--tokens-per-sample", 12,
                    "--batch-size", 4)  # fmt: skip
     assert 3 < _bits(output) < 7
 
 
+@pytest.mark.long
 def test_what_cannot_carry_is_refused(data: str, trained: Path, tmp_path: Path) -> None:
     checkpoint = trained / "checkpoint_last.pt"
     said = _eval(data, checkpoint, "--carry-state", "--context-window", 4, code=1)
@@ -134,6 +145,7 @@ def test_what_cannot_carry_is_refused(data: str, trained: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("*.pt"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("carry", [[], ["--carry-state"]], ids=["blocks", "carry"])
 def test_a_resumed_training_is_the_same(carry: List[str], data: str, tmp_path: Path) -> None:
     """Stopped within an epoch, and gone on with after it; with dropout, bit for bit."""
@@ -150,6 +162,7 @@ def test_a_resumed_training_is_the_same(carry: List[str], data: str, tmp_path: P
         assert_same(*(state[part] for state in states), part)
 
 
+@pytest.mark.long
 def test_carried_training_reads_the_text_in_its_order(data: str, tmp_path: Path) -> None:
     """The first update is that of the same blocks without state; the second one is not."""
     options = ["--max-update", 3, "--lr", "1e-9", "--dropout", 0]

@@ -6,6 +6,7 @@ from typing import Any, Dict, List
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq import options
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -257,6 +258,43 @@ def test_heads_are_resized_and_loaded_as_in_roberta() -> None:
         assert_close(got, source.eval()(tokens, classification_head_name=head)[0], head)
 
 
+def test_the_names_of_roberta() -> None:
+    """Its command lines work: an output matrix of its own, and the norm that is always there."""
+    for name in ("untie_weights_luna", "untie_weights_roberta"):
+        model = make_bert(**{name: True}, layernorm_embedding=True)
+        assert model.encoder.lm_head.weight is not model.encoder.sentence_encoder.embed_tokens.weight
+    given = "folder --task masked_lm --arch luna_bert --untie-weights-roberta --layernorm-embedding".split()
+    args = options.parse_args_and_arch(options.get_training_parser(), given)
+    assert args.untie_weights_roberta and args.layernorm_embedding
+    assert make_bert(layernorm_embedding=False).encoder.sentence_encoder.layernorm_embedding is not None
+
+
+def test_heads_with_spectral_normalisation() -> None:
+    """The last matrix has norm 1; a checkpoint says whether it has it."""
+    source = _with_heads(make_bert(spectral_norm_classification_head=True))
+    tokens = _tokens(7, 4)
+    for head in HEAD_NAMES:
+        source.classification_heads[head].out_proj.weight_orig.data.mul_(10)
+        for _ in range(30):  # of the power iteration
+            source(tokens, classification_head_name=head)[0].sum().backward()
+        norm = torch.linalg.matrix_norm(source.classification_heads[head].out_proj.weight, 2)
+        assert norm.item() == pytest.approx(1.0, abs=1e-3)
+    state = source.eval().state_dict()
+    loaded = make_bert(seed=2, spectral_norm_classification_head=True, load_checkpoint_heads=True)
+    loaded.load_state_dict(dict(state), strict=True)
+    for head in HEAD_NAMES:
+        got = loaded.eval()(tokens, classification_head_name=head)[0]
+        assert_close(got, source(tokens, classification_head_name=head)[0], head)
+    with pytest.raises(CheckpointMismatch, match="has spectral normalisation: add --spectral-norm"):
+        make_bert(load_checkpoint_heads=True).load_state_dict(dict(state))
+    plain = _with_heads(make_bert()).state_dict()
+    with pytest.raises(CheckpointMismatch, match="has no spectral normalisation: leave out --spectral-norm"):
+        make_bert(spectral_norm_classification_head=True, load_checkpoint_heads=True).load_state_dict(plain)
+    target = make_bert(seed=2)
+    target.register_classification_head(HEAD_NAMES[0], 5)
+    target.load_state_dict(dict(state), strict=True)  # other heads are not asked for, and sizes of the run win
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -320,6 +358,12 @@ def test_half_precision_is_close(dtype: torch.dtype) -> None:
         ({"max_positions": 0}, "--max-positions is 0"),
         ({"dropout": 1.5}, "--dropout is 1.5"),
         ({"pooler_dropout": -1.0}, "--pooler-dropout is -1.0"),
+        ({"mha_reg_scale_factor": 0.1}, "--mha-reg-scale-factor is not available for Luna: it prunes the heads"),
+        ({"ffn_reg_scale_factor": 0.1}, "--ffn-reg-scale-factor is not available for Luna"),
+        (
+            {"spectral_norm_classification_head": True, "quant_noise_pq": 0.1},
+            "--spectral-norm-classification-head does not go with --quant-noise-pq 0.1",
+        ),
     ],
 )
 def test_bad_options(changes: Dict[str, Any], message: str) -> None:

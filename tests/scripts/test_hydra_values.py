@@ -75,7 +75,8 @@ def test_what_cannot_be_quoted_is_refused(command: str, value: str, message: str
     [("a\nb", "has a line break"), ("a${b}", "has a ${"), ("a:b", "at a colon fairseq separates folders")],
 )
 @pytest.mark.parametrize(
-    "script", ["multi30k", "wmt14", "lra", "masked_lm", "distill", "documents", "demo", "torchrun"]
+    "script",
+    "multi30k wmt14 lra masked_lm language_model distill documents demo torchrun".split(),
 )
 def test_such_an_out_is_refused(script: str, out: str, message: str, tmp_path: Path) -> None:
     command = [] if script in ("demo", "torchrun") else ["table"]

@@ -22,6 +22,7 @@ def home(tmp_path: Path) -> Path:
     files = (
         "bin/mytool text/train.txt pieces/train.en data-bin/train.bin spm.model settings lock failed raw/valid.en "
     )
+    files += "corpus-text/train.txt corpus-text/valid.txt "
     files += "sub/empty logs/mine.log checkpoints/mine data/mine wikitext2_luna_tied_32/checkpoints/mine train.log"
     folder = tmp_path / "home"
     for name in [*files.split(), *(f"text/{name}" for name in SIX)]:
@@ -37,6 +38,7 @@ def _commands(home: Path) -> Dict[str, List[str]]:
         "demo": [],
         "multi30k": ["prepare", str(home / "text")],
         "masked_lm": ["pretrain", "wikitext2_luna_tied_32", str(home / "data-bin")],
+        "language_model": ["prepare", str(home / "corpus-text")],
         "lra": ["prepare", "listops"],
         "wmt14": ["download"],
         "distill": ["translate", "teacher"],
@@ -64,7 +66,7 @@ def _run(script: str, arguments: List[str], out: Any, cwd: Path, code: Optional[
     "out", ["{home}", ".", "{home}/", "../home", "../link", "../link/sub/..", "{home}/bin/mytool"]
 )
 @pytest.mark.parametrize(
-    "script", ["demo", "multi30k", "masked_lm", "lra", "wmt14", "distill", "documents", "torchrun"]
+    "script", "demo multi30k masked_lm language_model lra wmt14 distill documents torchrun".split()
 )
 def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("home")

@@ -14,6 +14,7 @@ import pytest
 from support.running import ROOT
 from support.stub import stubs
 
+LANGUAGE_MODEL = "wikitext2_luna_untied_32"
 ENDING = "the same command goes on from where it stopped\n"
 MULTI30K, MASKED_LM, WMT14 = "multi30k_transformer_adam", "wikitext2_luna_tied_32", "wmt14_transformer_adam"
 # The script with its arguments, and the command in it that takes long.
@@ -27,6 +28,9 @@ LONG = [
     (f"masked_lm pretrain {MASKED_LM} {{text}}", "fairseq-hydra-train"),
     ("masked_lm finetune finetune_sst2 {text} scratch", "fairseq-hydra-train"),
     ("masked_lm finetune finetune_sst2 {text} scratch", "fairseq-validate"),
+    ("language_model prepare {text}", "luna-fairseq prepare corpus"),
+    (f"language_model train {LANGUAGE_MODEL}", "fairseq-hydra-train"),
+    (f"language_model score {LANGUAGE_MODEL}", "fairseq-eval-lm"),
     ("lra prepare listops", "luna-fairseq prepare listops"),
     ("lra train text luna_16", "fairseq-hydra-train"),
     ("lra test text luna_16", "fairseq-validate"),
@@ -98,8 +102,8 @@ def _prepared(folder: Path) -> Path:
     """An out of which every command can begin."""
     out = folder / "out"
     files = ["data-bin/.done", "text/test.raw.de", "raw/test.de", "raw/valid.de", "sentencepiece/data-bin/x",
-             "data/text/x"]  # fmt: skip
-    for run in (MULTI30K, "documents_transformer", "text.luna_16", f"{WMT14}.sentencepiece"):
+             "data/text/x", "corpus/.done"]  # fmt: skip
+    for run in (MULTI30K, LANGUAGE_MODEL, "documents_transformer", "text.luna_16", f"{WMT14}.sentencepiece"):
         files += [f"{run}/{name}" for name in ("options", ".trained", "average.pt", "test.0.6.de")]
     for name in files:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +111,7 @@ def _prepared(folder: Path) -> Path:
     translated = out / f"{WMT14}.sentencepiece" / "test.0.6.de.of"
     digest = hashlib.sha256(b"eins\n").hexdigest()  # of the average that is there
     translated.write_text(f"{digest}  -\n")
-    for script in ("multi30k", "masked_lm", "lra", "wmt14", "distill", "documents", "demo"):
+    for script in "multi30k masked_lm language_model lra wmt14 distill documents demo".split():
         (out / f".made-by-{script}.sh").touch()
     for name in ("data-bin/.done", "teacher/average.pt", "text/test.raw.de", "text/spm.model", "text/valid.de"):
         (folder / "multi30k-out" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +122,11 @@ def _prepared(folder: Path) -> Path:
     for split in ("train", "val", "test_2016_flickr"):
         for language in ("en", "de"):
             (folder / "text" / f"{split}.{language}").write_text("eins\n")
+    resolved = out / LANGUAGE_MODEL / "hydra" / ".hydra" / "config.yaml"
+    resolved.parent.mkdir(parents=True)
+    resolved.write_text("task:\n  tokens_per_sample: 16\n")
+    for split in ("train", "valid"):
+        (folder / "text" / f"{split}.txt").write_text("eins\n")
     return out
 
 
@@ -128,10 +137,11 @@ def _begin(folder: Path, words: str, block: str, **environment: str) -> Started:
         (out / "translations" / ".done").touch()
     if "prepare" in words or "filter" in words:
         (out / "data-bin" / ".done").unlink()
+        (out / "corpus" / ".done").unlink()
     if " generate " in words:
         (out / f"{WMT14}.sentencepiece" / "test.0.6.de").unlink()
     if " train " in words:
-        for name in (MULTI30K, "text.luna_16", f"{WMT14}.sentencepiece"):
+        for name in (MULTI30K, LANGUAGE_MODEL, "text.luna_16", f"{WMT14}.sentencepiece"):
             shutil.rmtree(out / name)
     return Started(folder, words.format(text=folder / "text").split(), block, **environment)
 

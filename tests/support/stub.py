@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 NAMES = (
-    "luna-fairseq fairseq-preprocess fairseq-train fairseq-hydra-train fairseq-generate fairseq-validate sacrebleu "
-    "torchrun python"
+    "luna-fairseq fairseq-preprocess fairseq-train fairseq-hydra-train fairseq-generate fairseq-validate "
+    "fairseq-eval-lm sacrebleu torchrun python"
 ).split()
 
 

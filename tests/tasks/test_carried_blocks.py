@@ -1,5 +1,6 @@
 """The task language_modeling: consecutive blocks, and the state that they hand on."""
 
+import copy
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -95,8 +96,8 @@ def test_without_the_option_everything_is_fairseqs(folder: Path) -> None:
     assert seen == [sample] and issubclass(CheckedLanguageModelingTask, LanguageModelingTask)
 
 
-def _sample(*ids: int, begins: bool = False) -> Dict[str, Any]:
-    tokens = torch.tensor(ids).unsqueeze(1) + 5
+def _sample(*ids: int, begins: bool = False, length: int = 1) -> Dict[str, Any]:
+    tokens = torch.tensor(ids).unsqueeze(1).expand(-1, length) + 5
     return {"id": torch.tensor(ids), "begins": begins, "net_input": {"src_tokens": tokens}}
 
 
@@ -137,13 +138,17 @@ def test_training_and_validation_carry_apart(folder: Path) -> None:
         backward = staticmethod(torch.Tensor.backward)
 
     for step, ids in (("train", [0, 4]), ("valid", [0, 4]), ("train", [1, 5]), ("valid", [1, 5]), ("train", [2, 6])):
-        sample = _sample(*ids, begins=ids[0] == 0)
+        sample = _sample(*ids, begins=ids[0] == 0, length=1 if step == "train" else 3)
         if step == "train":
             task.train_step(sample, model, criterion, Optimizer(), 1)
         else:
             task.valid_step(sample, model, criterion)
-    assert [int(carry.before["real"][0]) if carry.before else 0 for carry in got] == [0, 0, 1, 1, 2]
-    assert all(int(carry.after["real"][0]) == 1 + i for carry, i in zip(got, (0, 0, 1, 1, 2), strict=True))
+    assert [int(carry.before["real"][0]) if carry.before else 0 for carry in got] == [0, 0, 1, 3, 2]
+    assert [int(carry.after["real"][0]) for carry in got] == [1, 3, 2, 6, 3]
+    task.load_dataset("train")
+    task.datasets["valid"] = copy.copy(task.datasets["train"])
+    for split, carrier in task._carriers.items():  # whose state is saved with the place in the data
+        assert task.get_batch_iterator(task.dataset(split), max_sentences=3).carrier is carrier
 
 
 def test_a_place_in_the_data_is_saved_with_what_is_carried_there(folder: Path) -> None:

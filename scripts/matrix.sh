@@ -126,7 +126,10 @@ generate() {
 }
 
 # The tests import what is installed, and not the package beside them.
-run_tests() { pytest -q -p no:cacheprovider -o pythonpath=tests "${TESTS[@]}"; }
+run_tests() {
+  local root=$PWD
+  cd "$CELL" && pytest -q -p no:cacheprovider -c "$root/pyproject.toml" -o pythonpath=tests "${TESTS[@]/#/$root/}"
+}
 
 passed() { grep -qs ^pass "$CELL/$1.result"; }
 

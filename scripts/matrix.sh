@@ -140,7 +140,7 @@ step() {
   echo "$(basename "$CELL"): $1"
   logged "$CELL/$1.log" "${@:2}" || code=$?
   [ "$code" = 0 ] || { result=FAIL && echo "$(basename "$CELL"): $1 failed: see $CELL/$1.log"; }
-  if [ "$1" = tests ]; then result+=" ($(grep -oE '[0-9]+ (passed|failed|error)' "$CELL/tests.log" | paste -sd , | sed 's/,/, /g'))"; fi
+  if [ "$1" = tests ]; then result+=" ($(grep -oE '[0-9]+ (passed|failed|error)' "$CELL/tests.log" | paste -sd , | sed 's/,/, /g' || true))"; fi
   echo "$result" > "$CELL/$1.result"
 }
 

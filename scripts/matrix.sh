@@ -90,7 +90,7 @@ install() {
 
 data() {
   local text=$CELL/text
-  rm -rf "$text" "$CELL/pieces" "$CELL/bin"
+  rm -rf "$text" "$CELL/pieces" "$CELL/bin" "$CELL"/spm.*
   luna-fairseq prepare demo "$text" --seed 1 --train 400 --valid 20 --test 20 \
     && luna-fairseq prepare pieces --train "$text/train" --valid "$text/valid" --test "$text/test" --vocab-size 300 \
       --model-prefix "$CELL/spm" --out "$CELL/pieces" \

@@ -127,8 +127,9 @@ generate() {
 
 # The tests import what is installed, and not the package beside them.
 run_tests() {
-  local root=$PWD
-  cd "$CELL" && pytest -q -p no:cacheprovider -c "$root/pyproject.toml" -o pythonpath=tests "${TESTS[@]/#/$root/}"
+  local root=$PWD tests=("${TESTS[@]}")
+  passed fairseq-train || tests=("${TESTS[@]::5}")  # the others start commands of fairseq
+  cd "$CELL" && pytest -q -p no:cacheprovider -c "$root/pyproject.toml" -o pythonpath=tests "${tests[@]/#/$root/}"
 }
 
 passed() { grep -qs ^pass "$CELL/$1.result"; }

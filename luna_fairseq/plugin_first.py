@@ -21,8 +21,9 @@ def load() -> None:
     import_user_module(Namespace(user_dir=str(user_dir())))
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("luna_fairseq.plugin_first")
     if sys.version_info >= (3, 14) and sys.platform == "linux":
-        # It would start data workers from a process that has not loaded the plugin.
-        multiprocessing.set_start_method("fork")
+        # It would start data workers from a process that has not loaded the plugin. An import may have asked already
+        # which method there is, which settles it.
+        multiprocessing.set_start_method("fork", force=True)
 
 
 if __name__ == "__mp_main__":

@@ -1,10 +1,12 @@
 """What every test run needs; the fixtures are in support/fixtures.py."""
 
 import signal
+import sys
 
 import pytest
 from hypothesis import settings
 
+from luna_fairseq import compat
 from luna_fairseq.compat import noise
 from support import forks
 
@@ -24,4 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         forks.start()
     else:
+        if sys.version_info >= (3, 14):  # fairseq cannot be imported before
+            compat.prepare()
         config.pluginmanager.import_plugin("support.fixtures")

@@ -55,7 +55,8 @@ def test_help_version_and_user_dir_answer_without_torch() -> None:
         f"for name in ('user-dir', 'configs', 'scripts'):\n    cli.main([name])\n{HEAVY}\n"
     ).splitlines()
     assert int(lines[0]) >= 15
-    folders = [USER_DIR, str(ROOT / "configs"), str(ROOT / "scripts")]
+    beside = ROOT if Path(USER_DIR).parent == ROOT else Path(USER_DIR, "share")  # of a clone, or of a wheel
+    folders = [USER_DIR, str(beside / "configs"), str(beside / "scripts")]
     assert lines[1:] == [f"luna-fairseq {luna_fairseq.__version__}", *folders, "[]"]
 
 

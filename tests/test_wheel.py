@@ -143,6 +143,9 @@ def test_commands_work_from_an_empty_folder(commands: Path, tmp_path: Path) -> N
     assert f"{name}: BLEU " in shell(f"{script} score {name}")
     row = next(line for line in shell(f"{script} table").splitlines() if line.startswith(f"| {name} |"))
     assert row.count(" SMOKE |") == 5
+    assert "usage: python -m scripts.bench" in shell(
+        'PYTHONPATH="$(luna-fairseq scripts)/.." python -m scripts.bench --help'
+    )
     hydra: List[str] = [
         'fairseq-hydra-train --config-dir "$(luna-fairseq configs)/translation" --config-name translation',
         'common.user_dir="$(luna-fairseq user-dir)" task.data=$PWD/multi30k-out/smoke/data-bin',

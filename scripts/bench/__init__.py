@@ -1,4 +1,4 @@
-"""What Luna costs, measured and on paper; run from the root of a clone.
+"""What Luna costs, measured and on paper; run from the root of a clone, or with what holds scripts/ in PYTHONPATH.
 
 ``python -m scripts.bench``                  layers, training and generation next to softmax attention
 ``python -m scripts.bench.length``           the paper's efficiency table: training by input length

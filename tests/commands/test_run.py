@@ -179,7 +179,7 @@ argparse._ActionsContainer.add_argument = add_and_look
 @pytest.mark.long
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="it is so there")
 def test_it_starts_where_fairseq_cannot_be_imported(tmp_path: Path) -> None:
-    """Python 3.14 itself was not run."""
+    """Python 3.14 itself is run by scripts/matrix.sh."""
     failed = _python(_AS_PYTHON_3_14 + "import fairseq")
     assert failed.returncode == 1 and "is not callable" in failed.stderr
     start = "from luna_fairseq.cli import main\nsys.exit(main(['run', *sys.argv[1:]]))"
@@ -191,6 +191,18 @@ def test_it_starts_where_fairseq_cannot_be_imported(tmp_path: Path) -> None:
     off = "from luna_fairseq import compat\ncompat.REPAIRS[1].act = lambda _: print\n"
     failed = _python(_AS_PYTHON_3_14 + off + start, "hydra-train", "--hydra-help")
     assert failed.returncode == 1 and "badly formed help string" in failed.stderr
+
+
+@pytest.mark.long
+def test_data_workers_are_forked_although_another_method_is_settled() -> None:
+    """On Python 3.14, where an import of fairseq's asks for the method, which is another one there."""
+    done = _python(
+        "import multiprocessing, sys\nfrom types import SimpleNamespace\nfrom luna_fairseq import plugin_first\n"
+        "multiprocessing.set_start_method('forkserver')\n"
+        "plugin_first.sys = SimpleNamespace(version_info=(3, 14), platform='linux', modules=sys.modules)\n"
+        "plugin_first.load()\nprint(multiprocessing.get_start_method())\n"
+    )
+    assert done.stdout == "fork\n", done.stderr
 
 
 @pytest.mark.long

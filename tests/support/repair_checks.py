@@ -963,8 +963,12 @@ def obey_the_training_alone(folder: Path, patch: Patch) -> None:
 
 def start_undisturbed(folder: Path, patch: Patch) -> None:
     _watch(patch, heard=0)
-    # Before the worker listens.
-    loader = DataLoader(range(4), num_workers=1, worker_init_fn=lambda _: os.kill(os.getpid(), signal.SIGHUP))  # type: ignore[arg-type]
+
+    # Before the worker listens; one that nohup does not ignore.
+    def end(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    loader = DataLoader(range(4), num_workers=1, worker_init_fn=end, multiprocessing_context="fork")  # type: ignore[arg-type]
     assert len(list(loader)) == 4
 
 

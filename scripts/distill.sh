@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=distill-out
 THREADS=${THREADS:-1}
-FROM=${FROM:-$PWD/multi30k-out}
+FROM=${FROM:-multi30k-out}
 [[ $FROM == /* ]] || FROM=$CALLER/$FROM
 . scripts/experiment.sh
 . scripts/translation.sh

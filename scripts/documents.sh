@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.."
 LENGTH=${LENGTH:-512}
 DEFAULT_OUT=documents-$LENGTH-out
 THREADS=${THREADS:-1}
-FROM=${FROM:-$PWD/multi30k-out}
+FROM=${FROM:-multi30k-out}
 [[ $FROM == /* ]] || FROM=$CALLER/$FROM
 . scripts/experiment.sh
 . scripts/translation.sh

@@ -103,7 +103,7 @@ json_value() {
 
 # OWN_ENVIRONMENTS=1 is for a script that makes them itself.
 USER_DIR=
-[ -n "${OWN_ENVIRONMENTS:-}" ] || USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see the README"
+[ -n "${OWN_ENVIRONMENTS:-}" ] || USER_DIR=$(luna-fairseq user-dir) || fail "luna-fairseq is not on the PATH: see docs/install.md"
 check_path "$USER_DIR"
 
 # check_config CONFIG_DIR NAME

@@ -21,7 +21,7 @@ train_translation() {
 preprocess() {
   local tool root=$PWD code=0 workers=$1 text=$2 data=$3 log=$4
   shift 4
-  tool=$(type -P fairseq-preprocess) || fail "fairseq-preprocess is not on the PATH: see the README"
+  tool=$(type -P fairseq-preprocess) || fail "fairseq-preprocess is not on the PATH: see docs/install.md"
   [[ $tool == /* ]] || tool=$PWD/$tool
   cd "$OUT"  # at a comma in a name fairseq separates files
   logged "$log" "$tool" --source-lang en --target-lang de --joined-dictionary --workers "$workers" \

@@ -1,12 +1,11 @@
 """What scripts/language_model.sh has trained: perplexities, sizes and speeds."""
 
-import argparse
 import re
 import statistics
 from pathlib import Path
 from typing import Any, Dict, List
 
-from luna_fairseq.console import run
+from luna_fairseq.console import help_parser, run
 from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, parameters, perplexities, read_json, row
 
 # What perplexity.json holds, and what the columns are called.
@@ -62,8 +61,10 @@ def table(out: Path, configs: Path) -> str:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="What scripts/language_model.sh has trained, in Markdown."
+    parser = help_parser(
+        prog,
+        "What scripts/language_model.sh has trained, in Markdown.\n\n"
+        "    luna-fairseq table language-model language-model-out",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
     parser.add_argument(

@@ -43,6 +43,8 @@ RUN = {
     ("docs/masked-lm.md", "From raw text to a perplexity, and to a classifier"): "tests/docs/test_page_commands.py",
     ("docs/masked-lm.md", "By configs, and what was compared"): "tests/docs/test_page_commands.py",
     ("docs/masked-lm.md", "WikiText-2 and SST-2"): "tests/docs/test_page_commands.py",
+    ("docs/language-model.md", "Train, score, sample"): "tests/docs/test_page_commands.py",
+    ("docs/language-model.md", "WikiText-2"): "tests/docs/test_page_commands.py",
     ("docs/long-range-arena.md", "From long documents to an accuracy"): "tests/docs/test_page_commands.py",
     ("docs/long-range-arena.md", "The Long Range Arena"): "tests/docs/test_page_commands.py",
     ("docs/wmt14.md", "WMT'14 English-German"): "tests/docs/test_page_commands.py",

@@ -37,7 +37,7 @@ def _run_all(commands: List[str], changes: Dict[str, str], folder: Path, **envir
         small = command
         for old, new in changes.items():
             small = small.replace(old, new)
-        if re.match(r"fairseq-(train|generate|interactive|validate)", small):
+        if re.match(r"fairseq-(train|generate|interactive|validate|eval-lm)", small):
             small = re.sub(r"^(fairseq-\S+ \S+)", rf"\1 {FAST}", small)
         outputs[command] = run(small, folder, **environment)
     return outputs
@@ -175,6 +175,31 @@ def test_masked_lm_by_configs(tmp_path: Path) -> None:
     }
     outputs = _run_all(commands, changes, tmp_path, SMOKE="1")
     assert "| luna_tied_32 |" in outputs["scripts/masked_lm.sh table"]
+
+
+@pytest.mark.long
+def test_language_models(tmp_path: Path) -> None:
+    _write_text(tmp_path)
+    _clone(tmp_path)
+    page, title = "docs/language-model.md", "Train, score, sample"
+    commands = section_commands(page, title)
+    assert _names(commands) == ["luna-fairseq prepare", "fairseq-train", "fairseq-eval-lm"]
+    sizes = "--decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2"
+    changes = {
+        "--vocab-size 8000": "--vocab-size 60",
+        "--arch luna_lm_small": f"--arch luna_lm_small {sizes}",
+        "--max-update 2000": "--max-update 2",
+        "--tokens-per-sample 512": "--tokens-per-sample 32",
+    }
+    _run_all(commands, changes, tmp_path)
+    (python,) = blocks(section(page, title), "python")
+    output = run_python(python.replace("/absolute/path/of", str(tmp_path)).replace("100000", "20"), tmp_path)
+    assert "tensor([" in output and len(output.splitlines()[-1].split()) == 20
+
+    commands = section_commands(page, "WikiText-2")[1:]
+    assert [c.split()[1] for c in commands] == "prepare train score table".split()
+    outputs = _run_all(commands, {"/folder/with/wikitext-2": str(tmp_path)}, tmp_path, SMOKE="1", THREADS="1")
+    assert outputs["scripts/language_model.sh table"].count("| wikitext2_") >= 3
 
 
 @pytest.mark.long

@@ -21,12 +21,14 @@ Begin a report of an error with what it prints.
 """
 
 
-def _examine(args: argparse.Namespace) -> bool:
+def _examine(args: argparse.Namespace, interrupted: List[int]) -> bool:
     from luna_fairseq.doctor.examination import examine
     from luna_fairseq.doctor.verdicts import FAILED
 
     verdicts = []
     for verdict in examine(args.device):
+        if interrupted:  # where it came nobody could be told: Python ignores what a destructor raises
+            raise KeyboardInterrupt
         verdicts.append(verdict)
         if not args.json:
             print("\n".join(verdict.lines()))
@@ -41,10 +43,6 @@ def _examine(args: argparse.Namespace) -> bool:
     return not failed
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
     parser = help_parser(prog, DESCRIPTION)
@@ -55,13 +53,19 @@ def main(prog: str, arguments: List[str]) -> int:
     args = parser.parse_args(arguments)
     # The trainings of the examination leave them alone then. A terminal that is closed, but not under nohup, counts.
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    interrupted: List[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells when it starts and stops
     healthy: List[bool] = []
     try:
-        code = run(prog, lambda: healthy.append(_examine(args)), ValueError)
+        code = run(prog, lambda: healthy.append(_examine(args, interrupted)), ValueError)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

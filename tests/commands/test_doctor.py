@@ -275,6 +275,26 @@ def test_two_processes_of_a_cpu(tmp_path: Path, monkeypatch: Patch) -> None:
     assert verdict.verdict == FAILED and "differs by" in verdict.text
 
 
+def test_an_interruption_that_a_destructor_has_lost(monkeypatch: Patch, capsys: pytest.CaptureFixture) -> None:
+    def examine(devices: List[str]) -> Any:
+        class Lost:
+            def __del__(self) -> None:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+
+        for number in range(3):
+            if number == 1:
+                Lost()
+            yield Verdict(f"check {number}", OK, "", 0.0)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    monkeypatch.setattr(examination, "examine", examine)
+    assert doctor.main("luna-fairseq doctor", []) == 130
+    said = capsys.readouterr()
+    assert "check 0" in said.out and "check 1" not in said.out
+    assert said.err.endswith("luna-fairseq doctor: interrupted: run the same command again\n")
+
+
 @pytest.mark.long
 def test_the_whole_command(tmp_path: Path) -> None:
     """In a process of its own: all precisions, the usual lengths; a signal at any moment leaves nothing."""

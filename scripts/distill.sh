@@ -17,20 +17,18 @@ cd "$(dirname "$0")/.."
 
 DEFAULT_OUT=distill-out
 THREADS=${THREADS:-1}
-FROM=${FROM:-multi30k-out}
-[[ $FROM == /* ]] || FROM=$CALLER/$FROM
 . scripts/experiment.sh
 . scripts/translation.sh
-FROM=$FROM${SMOKE:+/smoke}
-check_path "$FROM"
+find_multi30k
 MADE=(translations/.done)
+FIRST=filter TEST_SET=test_2016_flickr
 SHARDS=$([ -n "$SMOKE" ] && echo 2 || echo 10)
 
 translate() {
   [ $# -eq 1 ] || fail "translate takes the name of one run in $FROM"
   own "$OUT" "${MADE[@]}"
   local model="$FROM/$1/average.pt" shard teacher cpu=()
-  [ -f "$FROM/data-bin/.done" ] || fail "no data in $FROM: run scripts/multi30k.sh first, or set FROM to its folder"
+  need_multi30k
   [ -f "$model" ] || fail "$model does not exist: train and score $1 by scripts/multi30k.sh first"
   [[ $FROM != *:* ]] || fail "FROM is $FROM, and at a colon fairseq separates files: rename the folder"
   hold "$OUT"
@@ -57,7 +55,8 @@ translate() {
 
 filter() {
   [ -f "$OUT/translations/.done" ] || fail "no translations in $OUT: run '$0 translate TEACHER' first"
-  if [ -f "$OUT/data-bin/.done" ]; then echo "already prepared: $OUT/data-bin"; return; fi
+  local settings=FILTER_OPTIONS=${FILTER_OPTIONS:-}
+  if already "$settings"; then return; fi
   local small=()
   [ -z "$SMOKE" ] || small=(--with-references)  # a teacher of a smoke run has nothing to say
   hold "$OUT"
@@ -66,26 +65,7 @@ filter() {
   job luna-fairseq prepare distilled --text "$FROM/text/train" --translations "$OUT"/translations/*.log --out "$OUT/text" \
     "${small[@]}" ${FILTER_OPTIONS:-}
   cp "$FROM"/text/valid.{en,de} "$FROM"/text/test.{en,de} "$FROM/text/test.raw.de" "$FROM/text/spm.model" "$OUT/text"
-  preprocess 2 text data-bin preprocess.log --srcdict "$FROM/data-bin/dict.en.txt" \
-    || fail_with $? "fairseq-preprocess failed: see $OUT/preprocess.log"
-  touch "$OUT/data-bin/.done"
-  release
-  echo "prepared: $OUT/data-bin"
-}
-
-need_data() { [ -f "$OUT/data-bin/.done" ] || fail "no data in $OUT: run '$0 filter' first"; }
-
-SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.max_epoch=1
-  ++common.log_interval=1 ++dataset.max_tokens=2000)
-
-train() {
-  need_data
-  train_translation "$OUT/data-bin" "$@"
-}
-
-score() {
-  need_data
-  score_translation test_2016_flickr "$@"
+  binarise "$settings" --srcdict "$FROM/data-bin/dict.en.txt"
 }
 
 table() {

@@ -18,44 +18,23 @@ cd "$(dirname "$0")/.."
 LENGTH=${LENGTH:-512}
 DEFAULT_OUT=documents-$LENGTH-out
 THREADS=${THREADS:-1}
-FROM=${FROM:-multi30k-out}
-[[ $FROM == /* ]] || FROM=$CALLER/$FROM
 . scripts/experiment.sh
 . scripts/translation.sh
-FROM=$FROM${SMOKE:+/smoke}
-check_path "$FROM"
+find_multi30k
 MADE=(data-bin/.done)
+FIRST=prepare TEST_SET="test_2016_flickr, documents of $LENGTH"
 # A document is translated to its end.
 GENERATE=(--max-len-a 1.2 --max-len-b 50 --max-source-positions 4096 --max-target-positions 4096)
 
 prepare() {
   [ $# -eq 0 ] || fail "prepare takes no folder: set FROM to that of scripts/multi30k.sh"
-  if [ -f "$OUT/data-bin/.done" ]; then echo "already prepared: $OUT/data-bin"; return; fi
+  if already "LENGTH=$LENGTH"; then return; fi
   own "$OUT" "${MADE[@]}"
-  [ -f "$FROM/data-bin/.done" ] || fail "no data in $FROM: run scripts/multi30k.sh prepare first, or set FROM to its folder"
+  need_multi30k
   hold "$OUT"
   rm -rf "$OUT/text" "$OUT/data-bin"
   job luna-fairseq prepare documents --text "$FROM/text" --length "$LENGTH" --out "$OUT/text"
-  preprocess 2 text data-bin preprocess.log --srcdict "$FROM/data-bin/dict.en.txt" \
-    || fail_with $? "fairseq-preprocess failed: see $OUT/preprocess.log"
-  touch "$OUT/data-bin/.done"
-  release
-  echo "prepared: $OUT/data-bin"
-}
-
-need_data() { [ -f "$OUT/data-bin/.done" ] || fail "no data in $OUT: run '$0 prepare' first"; }
-
-SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.max_epoch=1
-  ++common.log_interval=1 ++dataset.max_tokens=2000)
-
-train() {
-  need_data
-  train_translation "$OUT/data-bin" "$@"
-}
-
-score() {
-  need_data
-  score_translation "test_2016_flickr, documents of $LENGTH" "$@"
+  binarise "LENGTH=$LENGTH" --srcdict "$FROM/data-bin/dict.en.txt"
 }
 
 table() {

@@ -154,6 +154,22 @@ train_config() {
   release
 }
 
+# The folder of a run.
+run_of() { echo "$OUT/$1${TAG:+-$TAG}"; }
+
+# train_configs CONFIG_DIR DATA NAME...: configs of CONFIG_DIR, each in the folder that run_of prints; OPTIONS is a list of
+# words.
+train_configs() {
+  local config_dir=$1 data=$2 name
+  shift 2
+  for name in "$@"; do
+    check_config "$config_dir" "$name"
+    hydra "task.data=$data"
+    # shellcheck disable=SC2086
+    train_config "$config_dir" "$name" "$(run_of "$name")" "${HYDRA[@]}" ${OPTIONS:-}
+  done
+}
+
 # average_run FOLDER WHICH...: FOLDER/average.pt of its checkpoints, by options of luna-fairseq average that say of which.
 average_run() {
   local folder=$1

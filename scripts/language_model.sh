@@ -36,8 +36,6 @@ prepare() {
   echo "prepared: $OUT/corpus"
 }
 
-# The folder of a run, and the data of all.
-run_of() { echo "$OUT/$1${TAG:+-$TAG}"; }
 DATA=$OUT/corpus/data-bin/shard0
 need_data() { [ -f "$OUT/corpus/.done" ] || fail "no data in $OUT: run '$0 prepare FOLDER' first"; }
 
@@ -46,13 +44,7 @@ SMOKE_OPTIONS=("${TINY_DECODER[@]}" ++model.decoder_input_dim=32 ++model.decoder
 
 train() {
   need_data
-  local name
-  for name in "$@"; do
-    check_config configs/language_model "$name"
-    hydra "task.data=$DATA"
-    # shellcheck disable=SC2086
-    train_config configs/language_model "$name" "$(run_of "$name")" "${HYDRA[@]}" ${OPTIONS:-}
-  done
+  train_configs configs/language_model "$DATA" "$@"
 }
 
 # perplexity FOLDER KIND OPTIONS...: by fairseq-eval-lm with OPTIONS.

@@ -30,7 +30,7 @@ pretrain() {
   data=$(absolute "$2")
   shift 2
   hydra "task.data=$data"
-  train_config configs/masked_lm "$name" "$OUT/$name${TAG:+-$TAG}" "${HYDRA[@]}" "$@"
+  train_config configs/masked_lm "$name" "$(run_of "$name")" "${HYDRA[@]}" "$@"
 }
 
 finetune() {

@@ -18,6 +18,7 @@ THREADS=${THREADS:-1}
 . scripts/experiment.sh
 . scripts/translation.sh
 MADE=(data-bin/.done)
+FIRST="prepare FOLDER" TEST_SET=test_2016_flickr
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
@@ -28,7 +29,7 @@ prepare() {
   for file in {train,val,test_2016_flickr}.{en,de}; do
     [ -f "$folder/$file" ] || fail "$folder/$file does not exist: name the folder with Multi30k's text"
   done
-  if [ -f "$OUT/data-bin/.done" ]; then echo "already prepared: $OUT/data-bin"; return; fi
+  if already ""; then return; fi
   own "$OUT" "${MADE[@]}"
   hold "$OUT"
   rm -rf "$OUT/text" "$OUT/data-bin"
@@ -37,25 +38,7 @@ prepare() {
   [ -z "$SMOKE" ] || small=(--vocab-size 500 --lines 400 400 100)
   job luna-fairseq prepare pieces --train "$folder/train" --valid "$folder/val" --test "$folder/test_2016_flickr" \
     --vocab-size 4000 --keep-text --out "$OUT/text" "${small[@]}"
-  preprocess 2 text data-bin preprocess.log || fail_with $? "fairseq-preprocess failed: see $OUT/preprocess.log"
-  touch "$OUT/data-bin/.done"
-  release
-  echo "prepared: $OUT/data-bin"
-}
-
-need_data() { [ -f "$OUT/data-bin/.done" ] || fail "no data in $OUT: run '$0 prepare FOLDER' first"; }
-
-SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.max_epoch=1
-  ++common.log_interval=1 ++dataset.max_tokens=2000)
-
-train() {
-  need_data
-  train_translation "$OUT/data-bin" "$@"
-}
-
-score() {
-  need_data
-  score_translation test_2016_flickr "$@"
+  binarise ""
 }
 
 table() {

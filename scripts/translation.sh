@@ -1,21 +1,5 @@
-# What the scripts that train translation share; sourced by them after experiment.sh.
-
-GENERATE=()
-# The folder of a run.
-run_of() { echo "$OUT/$1${TAG:+-$TAG}"; }
-
-# train_translation DATA NAME...: configs of configs/translation, each in the folder that run_of prints; OPTIONS is a list
-# of words.
-train_translation() {
-  local data=$1 name
-  shift
-  for name in "$@"; do
-    check_config configs/translation "$name"
-    hydra "task.data=$data"
-    # shellcheck disable=SC2086
-    train_config configs/translation "$name" "$(run_of "$name")" "${HYDRA[@]}" ${OPTIONS:-}
-  done
-}
+# What the scripts that train translation share; sourced by them after experiment.sh. Those whose data is OUT/data-bin, in
+# the pieces of OUT/text, have their commands train and score here, and set FIRST to the command that makes the data.
 
 # preprocess WORKERS TEXT DATA LOG [OPTIONS...]: OUT/DATA of OUT/TEXT/{train,valid,test}.{en,de}, with one dictionary.
 preprocess() {
@@ -39,11 +23,52 @@ take_translations() {
   mv "$3.tmp" "$3"
 }
 
-# score_translation TEST_SET NAME...: average of the last 5 epochs, beam 5, BLEU on the test part of OUT/data-bin, whose
-# text is OUT/text/test.raw.de; GENERATE has more options of fairseq-generate.
-score_translation() {
-  local test_set=$1 name folder cpu=()
-  shift
+# find_multi30k: FROM, absolute, the folder of scripts/multi30k.sh that this script goes on from; of a smoke run FROM/smoke.
+find_multi30k() {
+  FROM=${FROM:-multi30k-out}
+  [[ $FROM == /* ]] || FROM=$CALLER/$FROM
+  FROM=$FROM${SMOKE:+/smoke}
+  check_path "$FROM"
+}
+
+need_multi30k() {
+  [ -f "$FROM/data-bin/.done" ] || fail "no data in $FROM: run scripts/multi30k.sh prepare first, or set FROM to its folder"
+}
+
+need_data() { [ -f "$OUT/data-bin/.done" ] || fail "no data in $OUT: run '$0 $FIRST' first"; }
+
+# already SETTINGS: whether the data is there; refused if it was made with others.
+already() {
+  local before
+  [ -f "$OUT/data-bin/.done" ] || return 1
+  before=$(cat "$OUT/data-bin/.done")
+  [ "$before" = "$1" ] || fail "$OUT holds data made with ${before:-nothing}, and not with ${1:-nothing}: set OUT to another folder"
+  echo "already prepared: $OUT/data-bin"
+}
+
+# binarise SETTINGS [OPTIONS...]: OUT/data-bin of OUT/text, with options of fairseq-preprocess.
+binarise() {
+  preprocess 2 text data-bin preprocess.log "${@:2}" || fail_with $? "fairseq-preprocess failed: see $OUT/preprocess.log"
+  printf '%s' "$1" > "$OUT/data-bin/.done"
+  release
+  echo "prepared: $OUT/data-bin"
+}
+
+SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.decoder_layers=1 ++optimization.max_epoch=1
+  ++common.log_interval=1 ++dataset.max_tokens=2000)
+
+train() {
+  need_data
+  train_configs configs/translation "$OUT/data-bin" "$@"
+}
+
+GENERATE=()
+# score NAME...: average of the last 5 epochs, beam 5, BLEU on the test part of OUT/data-bin, whose
+# text is OUT/text/test.raw.de; GENERATE has more options of fairseq-generate,
+# and TEST_SET is what the model card calls it.
+score() {
+  need_data
+  local name folder cpu=()
   for name in "$@"; do
     check_config configs/translation "$name"
     folder=$(run_of "$name")
@@ -57,7 +82,7 @@ score_translation() {
       || fail_with $? "generation failed: see $folder/generate.log"
     take_translations "$folder/generate.log" "$OUT/text/test.raw.de" "$folder/test.de"
     job sacrebleu "$OUT/text/test.raw.de" -i "$folder/test.de" -w 2 > "$folder/bleu.json"
-    add_to_card "$folder" "$test_set" "$folder/bleu.json"
+    add_to_card "$folder" "$TEST_SET" "$folder/bleu.json"
     release
     echo "${folder##*/}: BLEU $(json_value "$folder/bleu.json" score)  $(json_value "$folder/bleu.json" signature)"
   done

@@ -61,7 +61,7 @@ SMOKE_OPTIONS=("${TINY_ENCODER[@]}" "${TINY_DECODER[@]}" ++optimization.max_upda
 
 train() {
   need_data
-  train_translation "$DATA_BIN" "$@"
+  train_configs configs/translation "$DATA_BIN" "$@"
 }
 
 average() {

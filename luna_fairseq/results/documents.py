@@ -1,14 +1,10 @@
 """What scripts/documents.sh has trained: scores, sizes and speeds."""
 
-from functools import partial
 from typing import List
 
 from luna_fairseq.results import multi30k
 
-EXPERIMENT = "documents"
-table = partial(multi30k.table, experiment=EXPERIMENT)
-
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    return multi30k.main(prog, arguments, EXPERIMENT)
+    return multi30k.main(prog, arguments, "documents")

@@ -5,8 +5,18 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, List
 
-from luna_fairseq.console import help_parser, run
-from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, parameters, perplexities, read_json, row
+from luna_fairseq.results.runs import (
+    NOT_RUN,
+    figure,
+    header,
+    is_smoke,
+    parameters,
+    perplexities,
+    print_table,
+    read_json,
+    row,
+    run_names,
+)
 
 # What perplexity.json holds, and what the columns are called.
 KINDS: Dict[str, str] = {
@@ -32,12 +42,6 @@ def cells(folder: Path) -> List[str]:
     return [best, *(str(scores.get(kind, "")) for kind in KINDS), parameters(log), speed]
 
 
-def run_names(out: Path, configs: Path) -> List[str]:
-    """The configs, whether they have run or not, and what has run of them under a TAG."""
-    names = sorted(path.stem for path in configs.glob("*.yaml"))
-    return sorted([*names, *(found.name for name in names for found in out.glob(f"{name}-*"))])
-
-
 def table(out: Path, configs: Path) -> str:
     """A row for each run and each config that has not run.
 
@@ -48,11 +52,8 @@ def table(out: Path, configs: Path) -> str:
     Raises:
         ValueError: if there are no configs.
     """
-    names = run_names(out, configs)
-    if not names:
-        raise ValueError(f"{configs} has no *.yaml: name the folder of the configs by --configs")
     lines = [header(COLUMNS)]
-    for name in names:
+    for name in run_names(out, configs, "*.yaml"):
         smoke = is_smoke(out / name)
         marked = [figure(cell, smoke) if cell and cell != NOT_RUN else cell for cell in cells(out / name)]
         lines.append(row([name, *marked]))
@@ -61,17 +62,5 @@ def table(out: Path, configs: Path) -> str:
 
 def main(prog: str, arguments: List[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = help_parser(
-        prog,
-        "What scripts/language_model.sh has trained, in Markdown.\n\n"
-        "    luna-fairseq table language-model language-model-out",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
-    parser.add_argument(
-        "--configs",
-        type=Path,
-        default=Path("configs/language_model"),
-        help="their folder, from a clone of the project (default: %(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    return run(prog, lambda: print(table(args.out, args.configs)), ValueError)
+    what = "What scripts/language_model.sh has trained, in Markdown."
+    return print_table(prog, arguments, what, table, configs="language_model")

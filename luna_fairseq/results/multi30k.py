@@ -2,12 +2,23 @@
 
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any, List
 
-from luna_fairseq.console import help_parser, run
 from luna_fairseq.errors import DataError
-from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, parameters, perplexities, read_json, row
+from luna_fairseq.results.runs import (
+    NOT_RUN,
+    figure,
+    header,
+    is_smoke,
+    parameters,
+    perplexities,
+    print_table,
+    read_json,
+    row,
+    run_names,
+)
 
 EXPERIMENT = "multi30k"
 COLUMNS = (
@@ -40,12 +51,6 @@ def result_cells(score: Any, train_log: str, generate_log: str) -> List[str]:
     return [str(score), str(min(map(float, found))), parameters(train_log), f"{speed:.0f}", sentences[-1]]
 
 
-def run_names(out: Path, configs: Path, experiment: str = EXPERIMENT) -> List[str]:
-    """The configs of an experiment, whether they have run or not, and what has run of them under a TAG."""
-    names = sorted(path.stem for path in configs.glob(f"{experiment}_*.yaml"))
-    return sorted([*names, *(found.name for name in names for found in out.glob(f"{name}-*"))])
-
-
 def table(out: Path, configs: Path, experiment: str = EXPERIMENT) -> str:
     """A row for each run and each config that has not run, and the signature of the scores.
 
@@ -57,11 +62,8 @@ def table(out: Path, configs: Path, experiment: str = EXPERIMENT) -> str:
     Raises:
         ValueError: if there are no configs.
     """
-    names = run_names(out, configs, experiment)
-    if not names:
-        raise ValueError(f"{configs} has no {experiment}_*.yaml: name the folder of the configs by --configs")
     lines, signature = [header(COLUMNS)], ""
-    for name in names:
+    for name in run_names(out, configs, f"{experiment}_*.yaml"):
         folder = out / name
         if not (folder / "bleu.json").exists():
             lines.append(row([name, NOT_RUN]) + " |" * 4)
@@ -79,15 +81,6 @@ def table(out: Path, configs: Path, experiment: str = EXPERIMENT) -> str:
 
 def main(prog: str, arguments: List[str], experiment: str = EXPERIMENT) -> int:
     """Run the command; returns the exit code."""
-    parser = help_parser(
-        prog, f"What scripts/{experiment}.sh has trained, in Markdown.\n\n    {prog} {experiment}-out"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
-    parser.add_argument(
-        "--configs",
-        type=Path,
-        default=Path("configs/translation"),
-        help="their folder, from a clone of the project (default: %(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    return run(prog, lambda: print(table(args.out, args.configs, experiment)), ValueError)
+    own = partial(table, experiment=experiment)
+    what = f"What scripts/{experiment}.sh has trained, in Markdown."
+    return print_table(prog, arguments, what, own, configs="translation")

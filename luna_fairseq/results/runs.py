@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
+from luna_fairseq.cli import shared_folder
 from luna_fairseq.console import help_parser, run
 from luna_fairseq.errors import DataError
 
@@ -70,16 +71,41 @@ def parameters(log: str) -> str:
     return ["", *re.findall(r"num. shared model params: ([\d,]+)", log)][-1]
 
 
-def print_table(prog: str, arguments: List[str], description: str, table: Callable[[Path], str]) -> int:
+def run_names(out: Path, configs: Path, pattern: str) -> List[str]:
+    """The configs, whether they have run or not, and what has run of them under a TAG.
+
+    Args:
+        out: the folder of the runs.
+        configs: the folder of the configs.
+        pattern: of their files.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    names = sorted(path.stem for path in configs.glob(pattern))
+    if not names:
+        raise ValueError(f"{configs} has no {pattern}: name the folder of the configs by --configs")
+    return sorted([*names, *(found.name for name in names for found in out.glob(f"{name}-*"))])
+
+
+def print_table(
+    prog: str, arguments: List[str], description: str, table: Callable[..., str], configs: Optional[str] = None
+) -> int:
     """A command that takes the folder OUT and prints its table; returns the exit code.
 
     Args:
         prog: what was typed so far.
         arguments: the rest of the command line.
         description: for the help.
-        table: from OUT to the text, without the last line break.
+        table: from OUT, and the folder of the configs if there is one, to the text without the last line break.
+        configs: the folder of ``configs`` that has a row for each file, if there is one.
     """
     parser = help_parser(prog, f"{description}\n\n    {prog} {prog.split()[-1]}-out")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
+    if configs is None:
+        args = parser.parse_args(arguments)
+        return run(prog, lambda: print(table(args.out)), ValueError)
+    own = shared_folder("configs") / configs
+    parser.add_argument("--configs", type=Path, default=own, help="another folder of configs")
     args = parser.parse_args(arguments)
-    return run(prog, lambda: print(table(args.out)), ValueError)
+    return run(prog, lambda: print(table(args.out, args.configs)), ValueError)

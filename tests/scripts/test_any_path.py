@@ -71,6 +71,10 @@ def test_translation(clone: Path) -> None:
     assert "translating" not in _run(clone, "scripts/distill.sh", "translate", name, **distill)
     said = _run(clone, "scripts/distill.sh", "filter", **distill)
     assert "translations kept" in said and f"prepared: {clone}/distilled/smoke/data-bin" in said
+    other = {**distill, "FILTER_OPTIONS": ""}
+    assert "holds data made with FILTER_OPTIONS=--ratio 1000, and" in _run(
+        clone, "scripts/distill.sh", "filter", code=1, **other
+    )
     folders = [clone / out / "smoke" / "data-bin" / "dict.de.txt" for out in ("out", "distilled")]
     assert folders[0].read_bytes() == folders[1].read_bytes()
     _run(clone, "scripts/distill.sh", "train", "multi30k_luna_untied_16_adam", **distill)

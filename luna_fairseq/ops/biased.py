@@ -119,15 +119,12 @@ def _near_parts(biases: _Biases, query: Tensor, key: Tensor) -> List[Part]:
         return []
     away = (reach * biases.unit).squeeze(2)  # in words
     first = biases.centre[:, 0, ::_NEAR_ROWS] - away[..., None]
-    last_rows = torch.arange(_NEAR_ROWS - 1, rows + _NEAR_ROWS - 1, _NEAR_ROWS, device=query.device).clamp(
-        max=rows - 1
-    )
-    last = biases.centre[:, -1, last_rows] + away[..., None]
+    ends_of_blocks = [min(row + _NEAR_ROWS, rows) - 1 for row in range(0, rows, _NEAR_ROWS)]
+    last = biases.centre[:, -1, ends_of_blocks] + away[..., None]
     index = biases.index[:, 0, 0].contiguous()
-    starts = torch.searchsorted(index, first.flatten(1).clamp(min=0.0)).tolist()  # behind padding on the left
-    words = (
-        torch.searchsorted(index, index[:, -1:].contiguous()) + 1
-    )  # that on the right has the number of the last word
+    # Padding on the left has numbers below 0, that on the right the number of the last word.
+    starts = torch.searchsorted(index, first.flatten(1).clamp(min=0.0)).tolist()
+    words = torch.searchsorted(index, index[:, -1:].contiguous()) + 1
     ends = torch.searchsorted(index, last.flatten(1), right=True).minimum(words).tolist()
     read = sum(max(0, end - start) for own in zip(starts, ends, strict=True) for start, end in zip(*own, strict=True))
     if read > 0.75 * len(starts) * len(starts[0]) * positions:

@@ -60,6 +60,8 @@ def test_translation(clone: Path) -> None:
     long = {"OUT": "long", "FROM": "out", "LENGTH": "100"}
     assert f"prepared: {clone}/long/smoke/data-bin" in _run(clone, "scripts/documents.sh", "prepare", **long)
     assert "already prepared" in _run(clone, "scripts/documents.sh", "prepare", **long)
+    said = _run(clone, "scripts/documents.sh", "prepare", code=1, **{**long, "LENGTH": "50"})
+    assert "holds data made with LENGTH=100, and not with LENGTH=50: set OUT to another folder" in said
     lengths = [
         len(line.split()) for line in (clone / "long" / "smoke" / "text" / "train.en").read_text().splitlines()
     ]

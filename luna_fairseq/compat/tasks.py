@@ -73,7 +73,7 @@ def begin_sums(original: Any, self: Any, sample: Any, model: Any, criterion: Any
 @replaces(
     "fairseq.tasks.multilingual_translation.MultilingualTranslationTask",
     "build_model",
-    fairseq="`multilingual_translation` with a model for one pair of languages ends in a traceback about `lang_pairs`",
+    fairseq="`multilingual_translation` with a model for one pair of languages ends in a traceback about lang_pairs",
     here="the architecture is named, and one that will do",
     since="fairseq 0.12.0",
 )

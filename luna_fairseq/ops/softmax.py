@@ -10,6 +10,7 @@ from torch import Tensor
 from luna_fairseq.ops.biased import biased_attention
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.position_bias import PositionBias, add_position_bias, position_bias_tensor
+from luna_fairseq.ops.tracing import making_a_graph
 
 
 def full_precision_on_cpu(x: Tensor) -> bool:
@@ -61,7 +62,7 @@ def attend(
     """
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-    if not full_precision_on_cpu(query):  # a score would be rounded before its softmax
+    if making_a_graph() or not full_precision_on_cpu(query):  # a score would be rounded before its softmax
         added = position_bias_tensor(bias, query.dtype)
         added = added if mask is None else added.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout_p)

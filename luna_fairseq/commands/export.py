@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 from luna_fairseq.console import help_parser, run
 
@@ -20,7 +20,7 @@ any batch and length. docs/export.md says what each holds.
 
 def _export(args: argparse.Namespace) -> None:
     out, path = Path(args.out), Path(args.checkpoint)
-    from luna_fairseq.export.folder import check_out, exported_folder, find_belongings
+    from luna_fairseq.export.folder import PIECES, check_out, exported_folder, find_belongings
 
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}: name the file")
@@ -40,7 +40,10 @@ def _export(args: argparse.Namespace) -> None:
     data = config["luna_fairseq"]["cfg"].get("task", {}).get("data") or ""
     belongings = find_belongings(path, data, args.data, args.sentencepiece_model)
     # What cannot be loaded with these dictionaries is not exported.
-    models, _ = checkpoint_utils.load_model_ensemble([str(path)], arg_overrides={"data": str(belongings.data)})
+    changes: Dict[str, Any] = {} if belongings.data is None else {"data": str(belongings.data)}
+    if "load_checkpoint_heads" in config["luna_fairseq"]["cfg"].get("model", {}):
+        changes["load_checkpoint_heads"] = True
+    models, _ = checkpoint_utils.load_model_ensemble([str(path)], arg_overrides=changes)
     with exported_folder(out, config, belongings) as folder:
         if args.format == "safetensors":
             write_weights(folder, checkpoint, config)
@@ -50,10 +53,7 @@ def _export(args: argparse.Namespace) -> None:
             write_graphs(folder, models[0], args.format, config)
         write_card(folder / "README.md", path.name, checkpoint, [])
     print(f"wrote {out}: {', '.join(config['luna_fairseq']['files'])}")
-    if (
-        not any(name.startswith("sentencepiece") for name in belongings.files)
-        and "encoder.json" not in belongings.files
-    ):
+    if not {PIECES, "encoder.json"} & set(belongings.files):
         print("no pieces were found: give --sentencepiece-model if the text was cut by one")
 
 

@@ -21,11 +21,11 @@ class Belongings(NamedTuple):
     """The files that a model needs beside its weights.
 
     Attributes:
-        data: the folder of the dictionaries.
+        data: the folder of the dictionaries, or None if there are none, as of models of images.
         files: name in the exported folder -> file.
     """
 
-    data: Path
+    data: Optional[Path]
     files: Dict[str, Path]
 
 
@@ -52,6 +52,7 @@ def find_belongings(checkpoint: Path, data: str, given: Optional[str], pieces: O
         if given:
             raise PreparationError(f"there is no dict*.txt in {given}: name the folder of the dictionaries as --data")
         folder, found = checkpoint.parent, []
+    named = folder if found else None
     files = {path.relative_to(folder).as_posix(): path for path in found}
     if pieces is not None:
         if not Path(pieces).is_file():
@@ -59,7 +60,7 @@ def find_belongings(checkpoint: Path, data: str, given: Optional[str], pieces: O
                 f"there is no file {pieces}: name the SentencePiece model as --sentencepiece-model"
             )
         files[PIECES] = Path(pieces)
-        return Belongings(folder, files)
+        return Belongings(named, files)
     for place in (folder, folder.absolute().parent, checkpoint.parent):
         model = next((place / name for name in _PIECES if (place / name).is_file()), None)
         if model is not None:
@@ -68,7 +69,7 @@ def find_belongings(checkpoint: Path, data: str, given: Optional[str], pieces: O
         if all((place / name).is_file() for name in _GPT2):
             files.update({name: place / name for name in _GPT2})
             break
-    return Belongings(folder, files)
+    return Belongings(named, files)
 
 
 def read_config(folder: Path) -> Dict[str, Any]:

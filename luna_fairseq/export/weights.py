@@ -1,7 +1,7 @@
 """Weights as safetensors, options as JSON, and back to a checkpoint bit for bit.
 
 Neither file can run code. What is shared by several parameters is written once; ``config.json`` says who shares it.
-The optimizer's state and the random numbers are left out: a training does not go on from it, fine-tuning begins with it.
+The optimizer's state and the random numbers are left out: no training goes on from it; fine-tuning does.
 """
 
 import json
@@ -110,7 +110,7 @@ def read_checkpoint(folder: Path) -> Dict[str, Any]:
         model = OrderedDict((name, tensors[tied.get(name, name)]) for name in names)
         modules = own["modules"]
         cfg, extra, history = own["cfg"], own["extra_state"], own["optimizer_history"]
-        if not isinstance(cfg, dict) or set(tied.get(name, name) for name in names) != set(tensors):
+        if not isinstance(cfg, dict) or {tied.get(name, name) for name in names} != set(tensors):
             raise ValueError("other parameters")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from luna_fairseq.cli import main
 from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.models.luna_bert import LunaBertModel
+from support.pages import blocks, run, run_python, section, section_commands
 from support.running import MASKED_LM, Corpus, LMCorpus, train, train_bert
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -118,3 +119,25 @@ def test_a_masked_lm_model_comes_back(lm_corpus: LMCorpus, tmp_path: Path) -> No
     hub = LunaBertModel.from_pretrained(str(tmp_path / "back"), data_name_or_path=str(tmp_path / "exported"))
     _same_bits(torch.load(before)["model"], hub.model.state_dict())
     assert hub.fill_mask("the <mask> cat")
+
+
+@pytest.mark.long
+def test_the_page_runs_as_it_stands(checkpoint: Path, corpus: Corpus, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "average.pt").write_bytes(checkpoint.read_bytes())
+    page = "docs/export.md"
+    for title in ("Weights, options and tokenizer files", "ONNX and torch.export"):
+        for command in section_commands(page, title):
+            assert command.startswith(("luna-fairseq export", "luna-fairseq import"))
+            run(command, tmp_path)
+    assert (tmp_path / "again.pt").is_file()
+    assert sorted(path.name for path in (tmp_path / "exported-pt2").glob("*.pt2")) == ["encode.pt2", "step.pt2"]
+    (example,) = blocks(section(page, "ONNX and torch.export"), "python")
+    said = run_python(example, tmp_path).split("translation: ")[1].strip()
+    torch_says = LunaModel.from_pretrained(
+        str(checkpoint.parent), checkpoint.name, str(corpus.data), bpe="sentencepiece",
+        sentencepiece_model=str(corpus.spm),
+    ).translate("the dog sees a cat", beam=1, max_len_b=100)  # fmt: skip
+    assert said == torch_says.strip()

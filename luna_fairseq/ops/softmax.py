@@ -62,11 +62,11 @@ def attend(
     """
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-    if making_a_graph() or not full_precision_on_cpu(query):  # a score would be rounded before its softmax
+    if not full_precision_on_cpu(query):  # a score would be rounded before its softmax
         added = position_bias_tensor(bias, query.dtype)
         added = added if mask is None else added.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout_p)
-    if dropout_p == 0.0:
+    if dropout_p == 0.0 and not making_a_graph():  # its blocks would be those of one length
         return biased_attention(query, key, value, mask, bias)
     scores = add_position_bias((query * query.size(-1) ** -0.5) @ key.mT, bias)
     if mask is not None:

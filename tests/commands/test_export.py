@@ -16,6 +16,7 @@ from support.pages import blocks, run, run_python, section, section_commands
 from support.running import MASKED_LM, Corpus, LMCorpus, train, train_bert
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
+pytestmark = pytest.mark.long  # they train
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,6 @@ def test_a_masked_lm_model_comes_back(lm_corpus: LMCorpus, tmp_path: Path) -> No
     assert hub.fill_mask("the <mask> cat")
 
 
-@pytest.mark.long
 def test_the_page_runs_as_it_stands(checkpoint: Path, corpus: Corpus, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

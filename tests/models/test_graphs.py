@@ -43,7 +43,9 @@ def _pair(lengths: List[int], longest: int = 1000) -> Tuple[Tensor, Tensor, Tens
     return sources, sources.ne(PAD).sum(dim=1), targets
 
 
-@pytest.mark.parametrize("kind", ["translation", "biased", "lm", "lra"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.long) for kind in ("translation", "biased")), "lm", "lra"]
+)
 def test_a_trace_is_right_for_other_lengths(kind: str) -> None:
     longest = 1000 if kind in ("translation", "biased") else 60
     small, large = _pair(SHORT, longest), _pair(LONG, longest)
@@ -108,6 +110,7 @@ def _compare(model: Any, encode: Any, step: Any) -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_encoder_and_decoding_step_can_be_traced() -> None:
     model = make_model().eval()
     encode, step = (

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luna_fairseq.ops.tracing import making_a_graph
+
 # Operations a position: N (K + L) for one product, c (K + L) + 2 K L in chunks of c. They take equally long near 128.
 _SINGLE_PRODUCT = 128
 _CPU_CHUNK, _GPU_CHUNK = 32, 64  # a longer one keeps fewer sums, so a CPU takes it where they are large
@@ -250,6 +252,8 @@ def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) ->
     Returns:
         ``[B, H, N, F]``.
     """
+    if making_a_graph():  # the number of chunks would be that of one length
+        return ((query * scale) @ key.mT).tril() @ value
     return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))
 
 

@@ -1,11 +1,12 @@
 """Launches the kernels: what :func:`causal_luna_attention` and :func:`causal_pack_weights` do, for autograd.
 
-Forward: the sums of each chunk, their running sums, the outputs. Backward: the sums once more, then the same three steps
-backwards in time. Nothing is kept for the backward pass but inputs; nothing is added atomically, so that results and
-gradients are the same in every run.
+Forward: the sums of each chunk, their running sums, the outputs. Backward: the sums once more, then the same three
+steps backwards in time. Nothing is kept for the backward pass but inputs; nothing is added atomically, so that
+results and gradients are the same in every run.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
@@ -16,7 +17,7 @@ from luna_fairseq.ops.triton import kernels
 
 LARGEST_ROWS, LARGEST_HEAD = 256, 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_SCAN_TILE = 16, 64  # places and numbers of a running sum at a time
+SCAN_TILE = 16, 64  # places and numbers of a running sum at a time
 _CHUNKS_A_PART = 8  # of a sum for the gradient of P
 
 
@@ -25,8 +26,8 @@ class Config(NamedTuple):
 
     Attributes:
         chunk: C, positions of a program.
-        rows: LP, at least L.
-        columns: BK, of the head at a time.
+        rows: BL, rows of P at a time.
+        columns: BK, of a head at a time.
         bf16: whether the tensor cores multiply bfloat16.
         precision: Triton's word for how they multiply float32.
         warps: of 32 threads each.
@@ -39,19 +40,19 @@ class Config(NamedTuple):
     precision: str
     warps: int
 
-    def constants(self, *names: str) -> Dict[str, Any]:
-        """Those of a kernel: all but what it does not take."""
+    def launch(self, *without: str) -> Dict[str, Any]:
+        """What a launch names: the constants (but for those that a kernel does not take), and how it is compiled."""
         op = kernels.tl.bfloat16 if self.bf16 else kernels.tl.float32
-        every = {"C": self.chunk, "LP": self.rows, "BK": self.columns, "OP": op, "PREC": self.precision}
-        return {name: value for name, value in every.items() if name not in names}
+        constants = {"C": self.chunk, "BL": self.rows, "BK": self.columns, "OP": op, "PREC": self.precision}
+        chosen = {name: value for name, value in constants.items() if name not in without}
+        return {**chosen, "num_warps": self.warps, "num_stages": 1}
 
 
-def config(dtype: torch.dtype, rows: int) -> Config:
-    """That of inputs of this type, and of L."""
-    padded = next(size for size in (16, 32, 64, 128, 256) if size >= rows)
-    wide = padded > 64
+@cache
+def config(dtype: torch.dtype) -> Config:
+    """That of inputs of this type; the same for every L and K."""
     precision = "tf32x3" if dtype == torch.float32 else "tf32"
-    return Config(32 if wide else 64, padded, 64, dtype == torch.bfloat16, precision, 8 if wide else 4)
+    return Config(32 if dtype == torch.float32 else 64, 16, 32, dtype == torch.bfloat16, precision, 4)
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor, rows: int) -> bool:
@@ -93,7 +94,7 @@ class _Call:
         self.value = self.key if value is None else _rows(value)
         self.batch, self.heads, self.length, self.dim = query.shape
         self.rows = weights.size(-1)
-        self.config = config(query.dtype, self.rows)
+        self.config = config(query.dtype)
         self.chunks = -(-self.length // self.config.chunk)
         self.start = start
         self.has_sums = self.chunks > 1 or start is not None
@@ -124,7 +125,7 @@ class _Call:
         """Make the sums of each chunk running sums, in place."""
         if not self.has_sums:
             return
-        size, (places, numbers) = self.rows * self.dim, _SCAN_TILE
+        size, (places, numbers) = self.rows * self.dim, SCAN_TILE
         grid = (sums.size(0) * sums.size(1) * -(-size // numbers),)
         first, step = (self.chunks, -1) if backwards else (0, 1)
         begin = sums if start is None else start
@@ -138,7 +139,7 @@ class _Call:
         strides = (*self.strides()[3:], *self.weights.stride()[:3])
         kernels.chunk_sums[self.grid](
             self.key, self.value, self.weights, dropped, sums[0], sums[-1], *strides, *self.sizes,
-            int(self.has_sums), int(self.untied), *self.pack_dropout, **c.constants(), num_warps=c.warps,
+            int(self.has_sums), int(self.untied), *self.pack_dropout, **c.launch(),
         )  # fmt: skip
         self.run(sums, self.start, backwards=False)
         return dropped, sums
@@ -146,15 +147,15 @@ class _Call:
     def forward(self) -> Tuple[Tensor, Tensor]:
         dropped, sums = self.sums()
         out, c = _empty_like_heads(self.value), self.config
+        flags = (int(self.has_sums), int(self.has_counts), int(self.has_mask))
         kernels.unpack[self.grid](
-            self.query, self.key, self.value, dropped, sums[0], sums[-1], self.counts, self.mask, out,
-            *self.strides(out), *self.sizes, int(self.has_sums), int(self.has_counts), int(self.has_mask),
-            self.scale, *self.unpack_dropout, **c.constants(), num_warps=c.warps,
+            self.query, self.key, self.value, dropped, sums[0], sums[-1], self.counts, self.mask, self.empty_rows(),
+            out, *self.strides(out), *self.sizes, *flags, self.scale, *self.unpack_dropout, **c.launch(),
         )  # fmt: skip
         return out, sums
 
     def backward(self, grad: Tensor, grad_sums: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The gradients of query, key, value (of no use if tied), pack weights; and the sums that all later ones left."""
+        """The gradients of query, key, value (of no use if tied), pack weights; and what all positions left."""
         dropped, sums = self.sums()
         grad, later, c = _rows(grad), self.empty_sums(), self.config
         unpacked, d_scores = self.empty_rows(), self.empty_rows()
@@ -165,14 +166,14 @@ class _Call:
         kernels.query_gradient[self.grid](
             self.query, self.key, self.value, dropped, sums[0], sums[-1], self.counts, self.mask, grad,
             d_query, unpacked, d_scores, later[0], later[-1], *strides, *self.sizes, *flags, int(self.has_mask),
-            int(self.untied), self.scale, *self.unpack_dropout, **c.constants(), num_warps=c.warps,
+            int(self.untied), self.scale, *self.unpack_dropout, **c.launch(),
         )  # fmt: skip
         self.run(later, grad_sums, backwards=True)
         d_weights = self.weights.new_empty(self.batch, self.heads, self.length, self.rows)
         kernels.key_gradient[self.grid](
             self.query, self.key, self.value, dropped, self.counts, grad, unpacked, d_scores, later[0], later[-1],
             d_key, d_value, d_weights, *strides, *self.sizes, *flags, int(self.untied), *self.pack_dropout,
-            **c.constants(), num_warps=c.warps,
+            **c.launch(),
         )  # fmt: skip
         return d_query, d_key, d_value, d_weights, later
 
@@ -255,14 +256,14 @@ class _PackWeights(torch.autograd.Function):
     def forward(ctx: Any, context: Tensor, packed: Tensor, softplus: bool) -> Tensor:
         ctx.context_shape, ctx.softplus = context.shape, softplus
         batch, heads, length, dim = context.shape
-        rows, c = packed.size(2), config(context.dtype, packed.size(2))
+        rows, c = packed.size(2), config(context.dtype)
         context, packed = _rows(context), _rows(packed)
         weights = context.new_empty(batch, heads, length, rows, dtype=torch.float32)
         chunks = -(-length // c.chunk)
         with _on_device(context):
             kernels.pack_weights[(batch * heads * chunks,)](
                 context, packed, weights, *context.stride()[:3], *packed.stride()[:3],
-                heads, length, rows, dim, chunks, **c.constants("OP"), SOFTPLUS=softplus, num_warps=c.warps,
+                heads, length, rows, dim, chunks, int(softplus), **c.launch("OP"),
             )  # fmt: skip
         ctx.save_for_backward(context, packed, weights)
         return weights
@@ -273,7 +274,7 @@ class _PackWeights(torch.autograd.Function):
             raise RuntimeError("second derivatives of the pack weights need their torch form: set LUNA_KERNELS=torch")
         context, packed, weights = ctx.saved_tensors
         batch, heads, length, dim = context.shape
-        rows, c = packed.size(2), config(context.dtype, packed.size(2))
+        rows, c = packed.size(2), config(context.dtype)
         grad, d_context = _rows(grad), _empty_like_heads(context)
         chunks = -(-length // c.chunk)
         groups = -(-chunks // _CHUNKS_A_PART)
@@ -282,8 +283,7 @@ class _PackWeights(torch.autograd.Function):
         with _on_device(context):
             kernels.pack_gradient[(batch * heads * groups,)](
                 context, packed, weights, grad, d_context, parts, *strides,
-                heads, length, rows, dim, groups, _CHUNKS_A_PART,
-                **c.constants(), SOFTPLUS=ctx.softplus, num_warps=c.warps,
+                heads, length, rows, dim, groups, _CHUNKS_A_PART, int(ctx.softplus), **c.launch(),
             )  # fmt: skip
         return d_context, parts.sum(dim=2).to(packed.dtype), None
 

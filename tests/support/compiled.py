@@ -30,7 +30,8 @@ POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
 def compiled(name: str, arch: int, dtype: str) -> Dict[str, Any]:
     """What the compiler says of one kernel, for arguments as they are in a model: lengths of rows divisible by 16."""
     kernel = getattr(kernels, name)
-    chosen = launch.config(getattr(torch, dtype)).launch()
+    config = launch.config(getattr(torch, dtype))
+    chosen = config.launch_sums() if name == "chunk_sums" else config.launch()
     options = {key: chosen.pop(key) for key in ("num_warps", "num_stages")}
     types = {"counts": "*i32", "mask": "*u8", "p": "fp32", "scale": "fp32"}
     types.update(dict.fromkeys(OF_MODEL, POINTERS[dtype]))

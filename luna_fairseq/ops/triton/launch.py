@@ -47,12 +47,16 @@ class Config(NamedTuple):
         chosen = {name: value for name, value in constants.items() if name not in without}
         return {**chosen, "num_warps": self.warps, "num_stages": 1}
 
+    def launch_sums(self) -> Dict[str, Any]:
+        """Likewise for ``chunk_sums``: with four warps the compiler spills registers of float16."""
+        return {**self.launch(), "num_warps": 2 * self.warps}
+
 
 @cache
 def config(dtype: torch.dtype) -> Config:
     """That of inputs of this type; the same for every L and K."""
-    precision = "tf32x3" if dtype == torch.float32 else "tf32"
-    return Config(32 if dtype == torch.float32 else 64, 16, 32, dtype == torch.bfloat16, precision, 4)
+    bf16, precision = dtype == torch.bfloat16, "tf32x3" if dtype == torch.float32 else "tf32"
+    return Config(32 if dtype == torch.float32 else 64, 16, 32, bf16, precision, 4)
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor, rows: int) -> bool:
@@ -139,7 +143,7 @@ class _Call:
         strides = (*self.strides()[3:], *self.weights.stride()[:3])
         kernels.chunk_sums[self.grid](
             self.key, self.value, self.weights, dropped, sums[0], sums[-1], *strides, *self.sizes,
-            int(self.has_sums), int(self.untied), *self.pack_dropout, **c.launch(),
+            int(self.has_sums), int(self.untied), *self.pack_dropout, **c.launch_sums(),
         )  # fmt: skip
         self.run(sums, self.start, backwards=False)
         return dropped, sums

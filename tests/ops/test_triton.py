@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -291,6 +292,7 @@ def test_bytes_and_launches_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     moved = Moved()
     counted_kernels(monkeypatch, launch, moved)
     monkeypatch.setattr(fused, "kernels", lambda *_: launch)
+    monkeypatch.setattr(torch, "autocast", lambda **_: nullcontext())  # knows no such device
     layer = CausalLunaAttention(512, 8).to("meta", torch.bfloat16)
     x = torch.empty(4, 4096, 512, dtype=torch.bfloat16, device="meta", requires_grad=True)
     packed = torch.empty(4, 16, 512, dtype=torch.bfloat16, device="meta", requires_grad=True)
@@ -298,4 +300,4 @@ def test_bytes_and_launches_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         layer(x, packed).backward(torch.empty_like(x))
     ours = [size for name, size in moved.launches if not name.startswith("aten")]
     found = (len(moved.launches), round(moved.bytes / 1e9, 2), len(ours), round(sum(ours) / 1e9, 2))
-    assert found == (0, 0, 0, 0)
+    assert found == (37, 1.04, 10, 0.46)

@@ -18,7 +18,14 @@ class Moved(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         views = any(x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns)
-        created = str(func).split(".")[1] in ("new_empty", "empty", "_unsafe_view", "detach")
+        created = str(func).split(".")[1] in (
+            "new_empty",
+            "empty",
+            "empty_like",
+            "_unsafe_view",
+            "detach",
+            "promote_types",
+        )
         if not views and not created:
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
             self.launches.append((str(func), sum(x.numel() * x.element_size() for x in tensors)))

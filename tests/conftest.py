@@ -18,6 +18,9 @@ from support import forks
 # A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Triton looks at it once, when it is first imported; see tests/ops/test_triton.py.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # The same examples in every run: what fails here fails for everybody.
 settings.register_profile("deterministic", derandomize=True)
 settings.load_profile("deterministic")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luna_fairseq.ops import fused
 from luna_fairseq.ops.tracing import making_a_graph
 
 # Operations a position: N (K + L) for one product, c (K + L) + 2 K L in chunks of c. They take equally long near 128.
@@ -62,6 +63,8 @@ def causal_pack_weights(context: Tensor, packed_query: Tensor, activation: str) 
     Returns:
         ``[B, H, N, L]``.
     """
+    if kernels := fused.kernels(context, packed_query, packed_query, packed_query.size(2)):
+        return kernels.causal_pack_weights(context, packed_query, activation)
     with torch.autocast(device_type=context.device.type, enabled=False):
         wide = torch.promote_types(context.dtype, torch.float32)
         return CAUSAL_ACTIVATIONS[activation](context.to(wide) @ packed_query.to(wide).mT)
@@ -317,6 +320,9 @@ def causal_luna_attention(
         tie_kv = key is value
         if state is not None and state.key_sum is state.value_sum and not tie_kv:
             raise ValueError("the state holds one sum for keys and values: start it with tie_kv=False")
+        if kernels := fused.kernels(query, key, value, pack_weights.size(-1)):
+            options = (packed_mask, padding_mask, pack_dropout, unpack_dropout, state)
+            return kernels.causal_luna_attention(query, key, value, pack_weights, *options)
         query, key, pack_weights = (t.to(wide) for t in (query, key, pack_weights))
         value = key if tie_kv else value.to(wide)
         batch, _, length, head_dim = query.shape

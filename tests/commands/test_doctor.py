@@ -1,5 +1,6 @@
 """``luna-fairseq doctor``: every check passes here, sees what it is for, and spoils nothing."""
 
+import importlib
 import json
 import os
 import signal
@@ -329,3 +330,8 @@ def test_the_whole_command(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130 and said.endswith("interrupted: run the same command again\n")
         assert not os.listdir(tmp_path)
+
+
+def test_what_is_not_installed_is_named() -> None:
+    verdict = attempt("import", lambda: importlib.import_module("no_such_package"))
+    assert (verdict.verdict, verdict.text) == (FAILED, "no_such_package is not installed here: see docs/install.md")

@@ -512,6 +512,14 @@ def train_on_a_cpu(folder: Path, patch: Patch) -> None:
         torch.distributed.destroy_process_group()
 
 
+def let_tasks_gather(folder: Path, patch: Patch) -> None:
+    trainer = make_trainer(folder)
+    told: List[bool] = []
+    trainer.task.gather_state = lambda: told.append(True)
+    trainer.consolidate_optimizer()
+    assert told
+
+
 # pruning
 
 

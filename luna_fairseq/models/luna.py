@@ -37,6 +37,7 @@ from luna_fairseq.modules import (
 )
 from luna_fairseq.modules.attention import IncrementalState
 from luna_fairseq.modules.layers import first_slope
+from luna_fairseq.modules.padding import may_be_true
 from luna_fairseq.modules.positions import positions_from
 from luna_fairseq.modules.weights import LunaWeights, SourceAttention, average
 
@@ -109,11 +110,11 @@ class LunaEncoder(TransformerEncoderBase):
 
         Returns:
             fairseq's dictionary of lists, with ``packed_out`` (P, ``[B, L, D]``) and
-            ``packed_padding_mask`` (``[B, L]``, True = not of this sentence; empty when nothing is padded). What
-            has to be masked in the source says :func:`source_padding`.
+            ``packed_padding_mask`` (``[B, L]``, True = not of this sentence; empty when nothing is known to be
+            padded). What has to be masked in the source says :func:`source_padding`.
         """
         is_padding = src_tokens.eq(self.padding_idx)
-        padding_mask = is_padding if is_padding.any() else None
+        padding_mask = is_padding if may_be_true(is_padding) else None
 
         x, encoder_embedding = self.forward_embedding(src_tokens, token_embeddings)
         packed, packed_padding_mask = self.packed_input(src_tokens, padding_mask)
@@ -171,10 +172,10 @@ class LunaEncoder(TransformerEncoderBase):
 
 
 def source_padding(encoder_out: Dict[str, List[Tensor]]) -> Optional[Tensor]:
-    """The padding mask of the source, ``[B, M]``, or None if nothing is padded.
+    """The padding mask of the source, ``[B, M]``, or None if nothing is known to be padded.
 
     fairseq's ``encoder_padding_mask`` is always there. Whether it has to be applied cannot be seen without waiting
-    for a GPU; ``all_real`` holds the mask once more if the encoder has found nothing in it.
+    for a GPU; ``all_real`` holds the mask once more if the encoder has looked and found nothing in it.
     """
     mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
     return None if any(mask is known for known in encoder_out.get("all_real", [])) else mask
@@ -301,7 +302,7 @@ class LunaDecoder(TransformerDecoderBase):
 
         is_padding = prev_output_tokens[:, -new:].eq(self.padding_idx)
         # In training and scoring, padding that nothing real comes after cannot be seen by anything real.
-        in_the_way = incremental_state is not None or (is_padding[:, :-1] & ~is_padding[:, 1:]).any()
+        in_the_way = incremental_state is not None or may_be_true(is_padding[:, :-1] & ~is_padding[:, 1:])
         padding_mask = is_padding if in_the_way else None
 
         encoder_hidden, packed, packed_padding = (

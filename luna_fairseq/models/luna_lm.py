@@ -37,6 +37,7 @@ from luna_fairseq.models.luna import LunaDecoder, wrap_layer
 from luna_fairseq.modules import CausalLunaAttention, LunaLanguageModelLayer, PackedInput
 from luna_fairseq.modules.attention import IncrementalState
 from luna_fairseq.modules.carried import Carry
+from luna_fairseq.modules.padding import may_be_true
 
 
 @dataclass
@@ -151,7 +152,7 @@ class LunaLanguageModelDecoder(LunaDecoder):
         x = self._embed(prev_output_tokens, new)
         is_padding = prev_output_tokens[:, -new:].eq(self.padding_idx)
         # Padding that nothing real comes after cannot be seen by anything real; what is kept must be rid of it.
-        in_the_way = incremental_state is not None or bool((is_padding[:, :-1] & ~is_padding[:, 1:]).any())
+        in_the_way = incremental_state is not None or may_be_true(is_padding[:, :-1] & ~is_padding[:, 1:])
         return self._layers(x, is_padding if in_the_way else None, incremental_state, {})
 
     def extend(self, tokens: Tensor, incremental_state: IncrementalState) -> Tensor:

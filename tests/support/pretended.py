@@ -228,7 +228,7 @@ def _mixed(name: str, args: Any, on_cpu: List[Tensor]) -> None:
         return
     if bad:
         raise MixedDevicesError(
-            f"{name}: {', '.join(str(tuple(x.shape)) for x in bad)} on the CPU among tensors of the device, {_here(4)}"
+            f"{name}: {', '.join(str(tuple(x.shape)) for x in bad)} on the CPU among those of the device, {_here(4)}"
         )
 
 

@@ -1,11 +1,24 @@
 """Models on a pretended second device: the CPU's numbers, and no more launches, bytes and waits than today."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Dict
 
 import pytest
 
 from support import gpu_counts, pretended
 from support.models import PAD, assert_close, make_batch, make_bert, make_lm, make_model, make_sentences
+from support.runs import in_a_child
+
+
+def apart(test: Callable[..., None]) -> Callable[..., None]:
+    """A test in a process of its own: torch forgets no device that it has been told of, and others look for one."""
+
+    @functools.wraps(test)
+    def run(**given: Any) -> None:
+        assert in_a_child(lambda: test(**given)) == 0
+
+    return run
 
 
 def _loss(model: Any, *inputs: Any) -> Any:
@@ -14,6 +27,7 @@ def _loss(model: Any, *inputs: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["luna", "luna_untied", "luna_bert", "luna_lm"])
+@apart
 def test_values_and_gradients_are_those_of_the_cpu(name: str) -> None:
     """Padding on either side; the only waits are those of whoever reads the loss."""
     made: Dict[str, Any] = {
@@ -45,6 +59,7 @@ def test_values_and_gradients_are_those_of_the_cpu(name: str) -> None:
         assert_close(grad, wanted[key], key)
 
 
+@apart
 def test_tensors_of_two_devices_do_not_meet() -> None:
     model = make_model().eval()
     source = make_batch(make_sentences([3, 12]), "left")
@@ -64,6 +79,7 @@ def test_tensors_of_two_devices_do_not_meet() -> None:
         ("Luna", 65536, 31, 2.8),
     ],
 )
+@apart
 def test_a_layer_costs_no_more(kind: str, length: int, launches: int, gigabytes: float) -> None:
     """d = 512, l = 16, bfloat16, 16,384 tokens or one text, forward and backward with the projections."""
     found = gpu_counts.layer(kind, 512, 16, length)
@@ -74,6 +90,7 @@ def test_a_layer_costs_no_more(kind: str, length: int, launches: int, gigabytes:
     ("arch", "launches", "order", "waits"),
     [("luna_base_tied", 268, 22, 3), pytest.param("luna_base_untied", 280, 28, 3, marks=pytest.mark.long)],
 )
+@apart
 def test_a_decoding_step_costs_no_more(arch: str, launches: int, order: int, waits: int) -> None:
     """Six layers, beam 5."""
     found = gpu_counts.decoding(arch)

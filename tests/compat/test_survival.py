@@ -66,7 +66,7 @@ def _is_alive(group: int) -> bool:
 @pytest.mark.parametrize("name", LONG)
 def test_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus, tmp_path: Path) -> None:
     """While it starts, between updates and while it saves; the data workers are left to themselves."""
-    often, updates = (4, 400) if name == "adam" else (1, 150)  # 20 kills, or 5
+    often, updates = (2, 250) if name == "adam" else (1, 150)  # 10 kills, or 5
     data = lm_corpus.shards if name == "masked_lm" else corpus.data
     command = ["fairseq-train", data, "--user-dir", USER_DIR, *LONG[name], "--dropout", 0.1, "--max-update", updates]
     command += [*OFTEN, "--num-workers", 2, "--data-buffer-size", 10, "--save-dir"]

@@ -245,5 +245,5 @@ def test_multi30k_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_command(tmp_path: Path) -> None:
     """Where nothing has run, every table says so."""
-    for experiment in ("wmt14", "masked-lm", "multi30k", "documents", "language-model"):
+    for experiment in ("wmt14", "masked-lm", "multi30k", "documents", "denoising", "language-model"):
         assert "not run" in run_command("luna-fairseq", "table", experiment, tmp_path / "none")

@@ -172,7 +172,7 @@ def _tried(case: Case, data: Data, arch: str) -> Tuple[bool, str]:
     command, stdin = _command(case, data, arch)
     done = subprocess.run(
         [str(commands() / command[0]), *command[1:]], input=stdin, capture_output=True, text=True, timeout=300,
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}, cwd=data.folder,
+        check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "LUNA_TRACEBACK": "1"}, cwd=data.folder,
     )  # fmt: skip
     output = done.stdout + done.stderr
     if case.command.endswith("train"):

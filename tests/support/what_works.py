@@ -170,9 +170,10 @@ def _command(case: Case, data: Data, arch: str) -> Tuple[List[str], str]:
 def _tried(case: Case, data: Data, arch: str) -> Tuple[bool, str]:
     """Whether it worked, and the output."""
     command, stdin = _command(case, data, arch)
+    environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "LUNA_TRACEBACK": "1"}
     done = subprocess.run(
         [str(commands() / command[0]), *command[1:]], input=stdin, capture_output=True, text=True, timeout=300,
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "LUNA_TRACEBACK": "1"}, cwd=data.folder,
+        check=False, env={**os.environ, **environment}, cwd=data.folder,
     )  # fmt: skip
     output = done.stdout + done.stderr
     if case.command.endswith("train"):

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import functools
 import importlib.util
+import io
 import json
 import math
 import multiprocessing
@@ -27,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from fairseq import checkpoint_utils, hub_utils, models, tasks, utils
+from fairseq import checkpoint_utils, hub_utils, models, options, tasks, utils
 from fairseq.data import (
     ConcatDataset,
     Dictionary,
@@ -37,6 +38,7 @@ from fairseq.data import (
     TokenBlockDataset,
     data_utils,
 )
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE, SentencepieceConfig
 from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
 from fairseq.data.iterators import BufferedIterator, CountingIterator
 from fairseq.dataclass import utils as dataclass_utils
@@ -64,7 +66,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker
 
-from luna_fairseq.compat import REPAIRS, commands, locking, signals
+from luna_fairseq.compat import REPAIRS, commands, locking, mistakes, signals
 from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError, FolderInUse
 from support.evil import Evil
 from support.models import CLS, make_dictionary, make_lra_config, make_model, make_sentences, make_task
@@ -145,6 +147,72 @@ def keep_the_root_logger(folder: Path, patch: Patch) -> None:
     assert _works_in_a_fresh_process("keep_the_root_logger")
 
 
+# mistakes
+
+
+def _score_what_is_not_there(patch: Patch) -> io.StringIO:
+    """The arguments of fairseq-score, whose function ``run_job`` ends in an error; what it prints."""
+    printed = io.StringIO()
+    patch.setattr(sys, "argv", ["fairseq-score", "--sys", "-", "--ref", "nowhere"])
+    patch.setattr(sys, "stderr", printed)
+    return printed
+
+
+def run_job() -> None:
+    """Under this name Hydra looks for what it has called."""
+    from fairseq_cli import score
+
+    score.cli_main()
+
+
+_SCORE = "fairseq-score: Reference file nowhere does not exist (LUNA_TRACEBACK=1 shows where fairseq says so)\n"
+
+
+def end_with_a_sentence(folder: Path, patch: Patch) -> None:
+    printed = _score_what_is_not_there(patch)
+    with pytest.raises(AssertionError) as seen:
+        run_job()
+    sys.excepthook(seen.type, seen.value, seen.tb)
+    assert printed.getvalue() == _SCORE
+
+
+def end_hydra_with_a_sentence(folder: Path, patch: Patch) -> None:
+    printed = _score_what_is_not_there(patch)
+    with pytest.raises(SystemExit, match="1"):
+        hydra_utils.run_and_report(run_job)
+    assert printed.getvalue() == _SCORE
+
+
+def _fails_as_foreseen(cfg: Any) -> None:
+    raise DataError("foreseen")
+
+
+def bring_the_sentence_back(folder: Path, patch: Patch) -> None:
+    """In a process with a parent; what starts it is replaced."""
+    spawned: List[Any] = []
+    patch.setattr(torch.multiprocessing, "spawn", lambda fn, args, **_: spawned.append(args[0]))
+    patch.setattr(torch.cuda, "device_count", lambda: 2)
+    options = {"distributed_world_size": 2, "distributed_no_spawn": False, "distributed_rank": 0}
+    options["distributed_init_method"] = "tcp://localhost:1"
+    cfg = OmegaConf.create({"distributed_training": options, "common": {"tpu": False, "bf16": False}})
+    distributed_utils.call_main(cfg, _fails_as_foreseen)
+    patch.setattr(multiprocessing, "parent_process", lambda: "somebody")
+    with pytest.raises(mistakes.Mistake, match="foreseen"):
+        pickle.loads(pickle.dumps(spawned[0]))(cfg)
+
+
+def say_what_was_meant(folder: Path, patch: Patch) -> None:
+    printed = io.StringIO()
+    patch.setattr(sys, "stderr", printed)
+    patch.setattr(sys, "argv", ["fairseq-train"])
+    with pytest.raises(SystemExit, match="2"):
+        options.get_training_parser().parse_args(["data", "--arch", "transfomer"])
+    assert printed.getvalue() == (
+        "fairseq-train: error: argument --arch/-a: invalid choice: 'transfomer': did you mean transformer? "
+        "(all: fairseq-train --help)\n"
+    )
+
+
 # loading
 
 
@@ -200,6 +268,12 @@ def compare_checksums(folder: Path, patch: Patch) -> None:
     (folder / "x.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="is cut short or damaged"):
         checkpoint_utils.load_checkpoint_to_cpu(str(folder / "x.pt"))
+
+
+def read_pieces(folder: Path, patch: Patch) -> None:
+    (folder / "pieces.model").write_text("no model")
+    with pytest.raises(DataError, match=r"pieces\.model is not a SentencePiece model: name the one"):
+        SentencepieceBPE(SentencepieceConfig(sentencepiece_model=str(folder / "pieces.model")))
 
 
 # hub

@@ -53,6 +53,8 @@ def system_error(error: OSError) -> str:
         return f"{name}: {' '.join(error.strerror.split())}"  # whoever raised it has said more
     if isinstance(error, FileNotFoundError):
         return f"{name} does not exist: name one that does"
+    if isinstance(error, FileExistsError):
+        return f"{name} is there already: name another one"
     if isinstance(error, PermissionError):
         return f"{name} may not be read or written: name another one"
     if isinstance(error, IsADirectoryError):

@@ -60,12 +60,12 @@ def _is_raised(trace: TracebackType) -> bool:
 def sentence(error: BaseException) -> Optional[str]:
     """What to tell the user in the place of a traceback; None if nobody foresaw the error.
 
-    Foreseen is what this package raises, and what fairseq raises with a message; and a file that the system cannot
-    open or write, because somebody has named it.
+    Foreseen is what this package raises, and what fairseq raises with a message; a file that the system cannot open
+    or write, because somebody has named it; and an option that fairseq's configs do not have, or lack.
     """
     reported = _REPORTED.search(str(error))
     if reported is not None:
-        return one_line(reported[2]) if reported[1].startswith("luna_fairseq.") else None
+        return " ".join(reported[2].split()) if reported[1].startswith("luna_fairseq.") else None
     frames = _frames(error)
     package, raised = (_package(frames[-1]), _is_raised(frames[-1])) if frames else ("", False)
     ours = package == "luna_fairseq" and raised and isinstance(error, _FORESEEN)
@@ -73,12 +73,54 @@ def sentence(error: BaseException) -> Optional[str]:
         return system_error(error)
     if ours or isinstance(error, (*_OURS, Mistake)):
         return one_line(error)
-    if not raised or not str(error):
-        return None
-    if package == "fairseq_cli" or (
-        package == "fairseq" and (type(error) is Exception or isinstance(error, (ImportError, OSError, ValueError)))
-    ):
-        return f"{one_line(error)} ({VARIABLES[0]}=1 shows where fairseq says so)"
+    if package == "omegaconf":
+        return _about_an_option(error, [trace.tb_frame.f_code.co_name for trace in frames])
+    foreseen = package == "fairseq_cli" or (
+        package == "fairseq"
+        and (type(error) is Exception or isinstance(error, (ImportError, OSError, ValueError)) or "--" in str(error))
+    )
+    return _of_fairseq(error) if raised and foreseen and str(error) else None
+
+
+# What to do about the messages of fairseq that name a value and leave the user there.
+_ADVICE = {
+    "Model file not found": "correct --path",
+    "Dataset not found": "name a split that is there by --train-subset, --valid-subset or --gen-subset",
+    "Cannot find dataset": "name a split that is there by --valid-subset",
+    "Could not infer language pair": "give --source-lang and --target-lang, or name the folder of the data",
+}
+
+
+def _of_fairseq(error: BaseException) -> str:
+    """The message of an error of fairseq's, with what to do about it if that is known."""
+    said = one_line(error)
+    if isinstance(error, FileExistsError):  # the message is its name
+        return f"{said} is there already: name another folder, or remove it"
+    if isinstance(error, FileNotFoundError) and os.path.isabs(said):
+        return f"{said} does not exist: name one that does"
+    for start, advice in _ADVICE.items():
+        if said.startswith(start):
+            return f"{said}: {advice}"
+    return f"{said} ({VARIABLES[0]}=1 shows where fairseq says so)"
+
+
+def _about_an_option(error: Any, functions: List[str]) -> Optional[str]:
+    """An option of a YAML or of Hydra's command line that fairseq does not have, or one that it cannot do without.
+
+    Args:
+        error: of omegaconf.
+        functions: in which it came to it.
+    """
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+
+    name = str(getattr(error, "full_key", ""))
+    if isinstance(error, MissingMandatoryValue) and name:
+        return f"--{name.rpartition('.')[2].replace('_', '-')} is not given, and needed: name a value"
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and "merge_with_parent" in functions:
+        known = list(getattr(error.object_type, "__dataclass_fields__", ()))
+        near = difflib.get_close_matches(name, known, 3)
+        meant = f"did you mean {', '.join(near)}?" if near else "leave it out"
+        return f"{str(error).splitlines()[0]}: {meant}"
     return None
 
 
@@ -169,6 +211,15 @@ def bring_the_sentence_back(original: Any, cfg: Any, main: Any, **kwargs: Any) -
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
+        # fairseq asks its tables for them, and ends with an error that has no text.
+        for option in ("--arch", "--task"):
+            action = self._option_string_actions.get(option)
+            if action is not None and action.choices and getattr(found, action.dest, None) is None:
+                self.error(f"the following arguments are required: {option}")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {self._explain(message)}\n")
 

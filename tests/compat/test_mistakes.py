@@ -8,12 +8,14 @@ from typing import Any, Callable, List, Optional
 
 import pytest
 from fairseq import options
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE, SentencepieceConfig
+from omegaconf import OmegaConf
 from torch.multiprocessing import ProcessRaisedException
 
 from luna_fairseq.checks import check_folder
 from luna_fairseq.compat import mistakes
 from luna_fairseq.errors import CheckpointError, DataError
-from support.running import ADAM, TINY, TRAIN, USER_DIR, Corpus, run_command, train
+from support.running import ADAM, TINY, TRAIN, USER_DIR, Corpus, run_command
 
 
 def _error(work: Callable[[], Any]) -> BaseException:
@@ -61,6 +63,14 @@ Traceback (most recent call last):
         (_of_fairseq("assert 1 > 2, 'a shape'"), None),
         (_of_fairseq("raise ValueError('unknown')", "another"), None),
         (_of_fairseq("[][0]"), None),
+        (_of_fairseq("raise RuntimeError('--lr is needed')"), "--lr is needed (LUNA_"),
+        (_of_fairseq("raise FileExistsError('bin/dict.txt')"), "bin/dict.txt is there already: name another folder"),
+        (_of_fairseq("raise FileNotFoundError('/none')"), "/none does not exist: name one that does"),
+        (_of_fairseq("raise OSError('Model file not found: x.pt')"), "Model file not found: x.pt: correct --path"),
+        (
+            _error(lambda: SentencepieceBPE(OmegaConf.structured(SentencepieceConfig))),
+            "--sentencepiece-model is not",
+        ),
         (ProcessRaisedException(_WRITTEN % "luna_fairseq.errors.DataError: x: y", 1, 2), "x: y"),
         (ProcessRaisedException(_WRITTEN % "ValueError: x", 1, 2), None),
         (CheckpointError(_WRITTEN % "luna_fairseq.errors.CheckpointError: x"), "x"),  # of a data worker
@@ -77,37 +87,27 @@ def _last(output: str) -> str:
 
 
 def test_the_sentence_alone_and_the_traceback_for_who_wants_it(corpus: Corpus, tmp_path: Path) -> None:
-    """By fairseq-train and by Hydra; of an error that nobody foresaw, always."""
-    options: List[Any] = ["--user-dir", USER_DIR, "--arch", "luna", *TINY, *TRAIN, *ADAM, "--save-dir", tmp_path]
-    said = run_command("fairseq-train", tmp_path / "none", *options, code=1)
-    sentence = f"data folder {tmp_path}/none does not exist: name one that fairseq-preprocess has written"
-    assert _last(said) == f"fairseq-train: {sentence}" and "Traceback" not in said
-    said = run_command("fairseq-train", tmp_path / "none", *options, code=1, LUNA_TRACEBACK="1")
-    assert _last(said) == f"FileNotFoundError: {sentence}" and "Traceback" in said
-
+    """By Hydra; tests/commands/test_bad_input.py has the same of fairseq-train."""
     hydra = ["--config-dir", Path(USER_DIR).parent / "configs" / "translation", "--config-name", "translation"]
     hydra += [f"task.data={tmp_path}/none", f"common.user_dir={USER_DIR}", f"hydra.run.dir={tmp_path}"]
     hydra += [f"checkpoint.save_dir={tmp_path}", "common.cpu=true"]
     said = run_command("fairseq-hydra-train", *hydra, code=1)
+    sentence = f"data folder {tmp_path}/none does not exist: name one that fairseq-preprocess has written"
     assert _last(said) == f"fairseq-hydra-train: {sentence}" and "Traceback" not in said
-    for variable in ("LUNA_TRACEBACK", "HYDRA_FULL_ERROR"):
-        assert "Traceback" in run_command("fairseq-hydra-train", *hydra, code=1, **{variable: "1"})
+    options = ["--user-dir", USER_DIR, "--arch", "luna", *TINY, *TRAIN, *ADAM, "--save-dir", tmp_path]
+    said = run_command("fairseq-train", tmp_path / "none", *options, code=1, LUNA_TRACEBACK="1")
+    assert _last(said) == f"FileNotFoundError: {sentence}" and "Traceback" in said
 
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "__init__.py").write_text(
+
+@pytest.mark.long
+def test_an_error_of_the_program_keeps_its_traceback(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").write_text(
         "import luna_fairseq.models.luna\nfrom fairseq.models import register_model_architecture\n"
         '@register_model_architecture("luna", "luna_with_a_bug")\ndef sizes(cfg):\n    {}["bug"]\n'
     )
-    mine = [option if option != "luna" else "luna_with_a_bug" for option in options]
-    said = run_command("fairseq-train", corpus.data, *mine, "--user-dir", own, code=1)
+    options = ["--arch", "luna_with_a_bug", *TINY, *TRAIN, *ADAM, "--save-dir", tmp_path]
+    said = run_command("fairseq-train", corpus.data, *options, "--user-dir", tmp_path, code=1)
     assert _last(said) == "KeyError: 'bug'" and "Traceback" in said
-
-
-def test_another_architecture_than_the_checkpoint_s(corpus: Corpus, tmp_path: Path) -> None:
-    train(corpus, tmp_path, "--max-update", 1)
-    said = train(corpus, tmp_path, "--max-update", 2, arch="luna_base_untied", code=1)
-    assert "Traceback" not in said and _last(said).startswith("fairseq-train: the checkpoint has tied keys and")
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,12 @@ def test_another_architecture_than_the_checkpoint_s(corpus: Corpus, tmp_path: Pa
     [
         (["--arch", "luna_base_untid"], "'luna_base_untid': did you mean luna_base_untied, luna_base_tied"),
         (["--optimizer", "apolo"], "'apolo': did you mean apollo? (all: "),
-        (["--arch", "luna", "--projecton-length", "4", "-q"], "-q: did you mean --projection-length? (all: "),
+        (
+            ["--arch", "luna", "--projecton-length", "4", "-q"],
+            "-q: did you mean --projection-length",
+        ),
         (["--arch", "luna", "--xyzzy=4"], "--xyzzy=4: leave it out, or see those of "),
+        ([], "error: the following arguments are required: --arch (all options: "),
         (["--ddp-backend", "none"], "'none': take one of c10d, "),
         (["--arch", "luna", "--encoder-layers", "two"], "invalid int value: 'two' (all options: "),
     ],

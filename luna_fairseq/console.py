@@ -1,6 +1,7 @@
 """How a command talks: progress, interruption, errors in one sentence, options."""
 
 import argparse
+import codecs
 import io
 import os
 import signal
@@ -64,6 +65,16 @@ def system_error(error: OSError) -> str:
     return f"{error.strerror or error}: {name}"
 
 
+def say_everything() -> None:
+    """Let what is printed have all characters where the system's encoding is ASCII: translations have others.
+
+    Names of files come out as the bytes that they are.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
 def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
     """Do the work of a command; errors of the user or of the system are one line on stderr.
 
@@ -76,6 +87,7 @@ def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
         the exit code.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    say_everything()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a file shows what is done, too
     known: Tuple[Type[Exception], ...] = (PreparationError, *errors)

@@ -32,8 +32,8 @@ def _average(args: argparse.Namespace) -> None:
     if count is not None:
         if len(paths) != 1 or not paths[0].is_dir():
             raise ValueError(
-                f"--inputs is {' '.join(args.inputs)}: with --num-epoch-checkpoints or --num-update-checkpoints it must "
-                "be one folder, which exists"
+                f"--inputs is {' '.join(args.inputs)}: with --num-epoch-checkpoints or --num-update-checkpoints name "
+                "one folder that exists"
             )
         paths = last_checkpoints(paths[0], count, by_update, args.checkpoint_upper_bound)
     output = Path(args.output)

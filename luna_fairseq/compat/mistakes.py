@@ -19,7 +19,7 @@ from typing import Any, List, NoReturn, Optional
 
 from luna_fairseq import errors
 from luna_fairseq.compat._replace import Undo, acts, replaces, replaces_value, variant
-from luna_fairseq.console import one_line, system_error
+from luna_fairseq.console import one_line, say_everything, system_error
 
 VARIABLES = ("LUNA_TRACEBACK", "HYDRA_FULL_ERROR")
 
@@ -254,3 +254,18 @@ class _Parser(argparse.ArgumentParser):
 def say_what_was_meant(original: Any) -> Any:
     """The plugin is loaded before fairseq makes its parser; a parser that is there already is fairseq's."""
     return variant(original, ArgumentParser=_Parser)
+
+
+@replaces(
+    "fairseq.tasks",
+    "setup_task",
+    fairseq="ends at the first translation with a character that an ASCII system's encoding does not have",
+    here="a command prints UTF-8 there",
+    since="fairseq 0.12.3",
+)
+def print_every_character(original: Any, cfg: Any, **kwargs: Any) -> Any:
+    """What a program of somebody's prints is left to it."""
+    main = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    if "fairseq_cli" in {os.path.basename(os.path.dirname(main)), *(name.partition(".")[0] for name in sys.modules)}:
+        say_everything()
+    return original(cfg, **kwargs)

@@ -215,6 +215,16 @@ def say_what_was_meant(folder: Path, patch: Patch) -> None:
     assert said.count("\n") == 1 and said.endswith(" (all: fairseq-train --help)\n")
 
 
+def print_every_character(folder: Path, patch: Patch) -> None:
+    written = io.BytesIO()
+    patch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    patch.setitem(sys.modules, "fairseq_cli", sys.modules[__name__])
+    with pytest.raises(AssertionError):
+        tasks.setup_task(None)
+    print("\u2581gr\xfcn", flush=True)
+    assert written.getvalue() == b"\xe2\x96\x81gr\xc3\xbcn\n"
+
+
 # loading
 
 

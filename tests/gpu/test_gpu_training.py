@@ -35,13 +35,14 @@ def deterministic() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:.* does not have a deterministic implementation")
+@pytest.mark.filterwarnings("ignore:CUDA is not available or torch_xla is imported")  # --amp on a CPU
 @pytest.mark.parametrize("options", [[], ["--amp"], ["--bf16"]], ids=["float32", "amp", "bf16"])
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
 def test_a_training_that_goes_on_is_one_in_one_go(
     device: str, options: List[str], tmp_path: Path, deterministic: None
 ) -> None:
     """With dropout, bit for bit; --bf16 nearly, as fairseq does not save its float32 weights."""
-    data = training.make_data(tmp_path)
+    data, device = training.make_data(tmp_path), device if device == "cpu" else f"{device}:0"
     with training.quiet(tmp_path / "log"):
         training.train(data, tmp_path / "resumed", device, 2, "--dropout", "0.1", *options)
         resumed = training.train(data, tmp_path / "resumed", device, 4, "--dropout", "0.1", *options)
@@ -57,6 +58,7 @@ def _train(corpus: Corpus, save_dir: Path, device: str, *options: Any) -> List[f
     output = run_command(
         *("fairseq-train", corpus.data, "--user-dir", USER_DIR, "--arch", "luna", *TINY, *where, "--dropout", 0),
         *("--optimizer", "adam", "--lr", 0.005, "--max-update", 4, "--save-dir", save_dir, *options),
+        *("--distributed-world-size", 1),
         real=device != "cpu",
     )
     return [float(loss) for loss in logged(output, "loss")]

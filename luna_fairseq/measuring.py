@@ -1,11 +1,27 @@
-"""Fair timing, and the memory that torch allocates on a CPU."""
+"""Fair timing, with the Triton kernels or without, and the memory that torch allocates on a CPU."""
 
 import itertools
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Dict, List
 
 import torch
+
+
+@contextmanager
+def kernels(mode: str) -> Iterator[None]:
+    """``LUNA_KERNELS`` is this meanwhile: see :mod:`luna_fairseq.ops.fused`."""
+    before = os.environ.get("LUNA_KERNELS")
+    os.environ["LUNA_KERNELS"] = mode
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LUNA_KERNELS"]
+        else:
+            os.environ["LUNA_KERNELS"] = before
 
 
 def synchronize(device: torch.device) -> None:

@@ -18,12 +18,40 @@ from support import forks
 # A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Triton looks at it once, when it is first imported; see tests/ops/test_triton.py.
-os.environ["TRITON_INTERPRET"] = "1"
+# Looked for so, a GPU stays free for processes that tests fork: none of them may use it once CUDA itself was asked.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+# Without it cuBLAS may add in another order in the next run; read when the first product is made there.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # The same examples in every run: what fails here fails for everybody.
 settings.register_profile("deterministic", derandomize=True)
 settings.load_profile("deterministic")
+
+
+def gpus() -> int:
+    """How many GPUs torch finds."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def interpret_kernels() -> None:
+    """Without a GPU Triton's kernels are interpreted (tests/ops/test_triton.py); with one they are compiled.
+
+    Triton looks once, when it is first imported, which importing torch is not.
+    """
+    if gpus():
+        os.environ.pop("TRITON_INTERPRET", None)
+    else:
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs more GPUs than there are: one, or what the marker says."""
+    for marker in item.iter_markers("gpu"):
+        needed = marker.args[0] if marker.args else 1
+        if gpus() < needed:
+            pytest.skip("no GPU" if needed == 1 else f"fewer than {needed} GPUs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         if sys.version_info >= (3, 14):  # fairseq cannot be imported before
             compat.prepare()
+        interpret_kernels()
         config.pluginmanager.import_plugin("support.fixtures")
 
 

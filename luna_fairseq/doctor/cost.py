@@ -1,8 +1,8 @@
 """Time and memory of both attentions next to torch's softmax attention, at four lengths."""
 
 import time
-from collections.abc import Callable
-from typing import Any, Dict, List
+from collections.abc import Callable, Mapping
+from typing import Any, Dict, List, NamedTuple
 
 from luna_fairseq.doctor.verdicts import Finding, Wrong
 
@@ -14,25 +14,46 @@ KINDS = ("softmax", "Luna", "causal softmax", "causal Luna")
 GROWTH = 1.5
 
 
-def _step(kind: str, length: int, device: str) -> Callable[[], None]:
-    """Forward and backward of an attention, with its projections, on one sequence of random numbers."""
+class Sizes(NamedTuple):
+    """Of an attention and its input.
+
+    Attributes:
+        width, heads, rows: D, H and l.
+        batch: sequences.
+        dtype: the name of torch's.
+    """
+
+    width: int
+    heads: int
+    rows: int
+    batch: int
+    dtype: str
+
+
+SIZES = Sizes(WIDTH, HEADS, ROWS, 1, "float32")
+
+
+def step(kind: str, length: int, device: str, sizes: Sizes) -> Callable[[], None]:
+    """Forward and backward of an attention of ``KINDS``, with its projections, on random numbers."""
     import torch
 
     from luna_fairseq.modules import CausalLunaAttention, LunaAttention
 
     torch.manual_seed(1)
+    width, heads, rows, batch, dtype = sizes
+    where: Dict[str, Any] = {"device": device, "dtype": getattr(torch, dtype)}
     layer: Any
     if kind.endswith("softmax"):
-        layer = torch.nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        layer = torch.nn.MultiheadAttention(width, heads, batch_first=True)
         # torch wants to see a mask to be told that it is the causal one; this takes no memory.
-        mask = torch.zeros(1, 1, device=device).expand(length, length) if kind.startswith("causal") else None
+        mask = torch.zeros(1, 1, **where).expand(length, length) if kind.startswith("causal") else None
     else:
-        layer = (CausalLunaAttention if kind.startswith("causal") else LunaAttention)(WIDTH, HEADS)
-    layer.to(device)
-    x, packed = (torch.randn(1, n, WIDTH, device=device, requires_grad=True) for n in (length, ROWS))
-    slope = torch.ones(1, length, WIDTH, device=device)
+        layer = (CausalLunaAttention if kind.startswith("causal") else LunaAttention)(width, heads)
+    layer.to(**where)
+    x, packed = (torch.randn(batch, n, width, **where).requires_grad_() for n in (length, rows))
+    slope = torch.ones(batch, length, width, **where)
 
-    def step() -> None:
+    def both_passes() -> None:
         if kind.endswith("softmax"):
             y = layer(x, x, x, need_weights=False, attn_mask=mask, is_causal=mask is not None)[0]
         else:
@@ -41,7 +62,7 @@ def _step(kind: str, length: int, device: str) -> Callable[[], None]:
         for tensor in (x, packed, *layer.parameters()):
             tensor.grad = None
 
-    return step
+    return both_passes
 
 
 def _peak_bytes(work: Callable[[], None], device: str) -> int:
@@ -60,20 +81,32 @@ def _peak_bytes(work: Callable[[], None], device: str) -> int:
     return int(torch.cuda.max_memory_allocated(device)) - before
 
 
-def _measure(length: int, device: str, seconds: float) -> Dict[str, Dict[str, float]]:
-    """Milliseconds (the least of some rounds) and MiB of every kind at a length."""
+def milliseconds(steps: Mapping[str, Callable[[], None]], device: str, seconds: float) -> Dict[str, float]:
+    """The least of some rounds, which take each in turn.
+
+    Args:
+        steps: what to measure.
+        device: where.
+        seconds: what to spend after the first round.
+    """
     import torch
 
     from luna_fairseq.measuring import interleaved
 
-    steps = {kind: _step(kind, length, device) for kind in KINDS}
-    # The steps that are measured for their memory warm up, too.
-    mebibytes = {kind: _peak_bytes(step, device) / 2**20 for kind, step in steps.items()}
     start = time.perf_counter()
     times = interleaved(steps, 1, torch.device(device))
     a_round = (time.perf_counter() - start) / 2  # it warms up by a round
     more = interleaved(steps, min(10, int(seconds / a_round)), torch.device(device)) if a_round < seconds else {}
-    return {kind: {"ms": 1000 * min(times[kind] + more.get(kind, [])), "MiB": mebibytes[kind]} for kind in KINDS}
+    return {kind: 1000 * min(found + more.get(kind, [])) for kind, found in times.items()}
+
+
+def _measure(length: int, device: str, seconds: float) -> Dict[str, Dict[str, float]]:
+    """Milliseconds and MiB of every kind at a length."""
+    steps = {kind: step(kind, length, device, SIZES) for kind in KINDS}
+    # The steps that are measured for their memory warm up, too.
+    mebibytes = {kind: _peak_bytes(one, device) / 2**20 for kind, one in steps.items()}
+    times = milliseconds(steps, device, seconds)
+    return {kind: {"ms": times[kind], "MiB": mebibytes[kind]} for kind in KINDS}
 
 
 def _table(found: Dict[int, Dict[str, Dict[str, float]]]) -> List[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from luna_fairseq.doctor import attention, cost, machine, processes, repairs, training
+from luna_fairseq.doctor import attention, cost, figures, machine, processes, repairs, training
 from luna_fairseq.doctor.verdicts import Finding, Verdict, attempt
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch makes this folder when it is imported as a whole
@@ -50,6 +50,8 @@ def examine(wanted: Sequence[str]) -> Iterator[Verdict]:
         yield from _trainings(folder, devices)
         for device in devices:
             yield attempt(f"time and memory, {device}", lambda: cost.check_cost(device))  # noqa: B023
+            if device != "cpu":  # the figures are of a GPU
+                yield attempt(f"figures on paper, {device}", lambda: figures.check_figures(device))  # noqa: B023
 
 
 def _trainings(folder: Path, devices: Sequence[str]) -> Iterator[Verdict]:

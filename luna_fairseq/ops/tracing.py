@@ -12,3 +12,8 @@ def making_a_graph() -> bool:
     Then what depends on the length alone is not decided: the plain form is taken, which is right for any.
     """
     return torch.jit.is_tracing() or bool(_is_exporting())
+
+
+def being_traced() -> bool:
+    """The same, or ``torch.compile`` does, which knows the lengths, and follows no in-place function of our own."""
+    return making_a_graph() or torch.compiler.is_compiling()

@@ -17,12 +17,13 @@ import torch
 from luna_fairseq import ops
 from luna_fairseq.commands import doctor
 from luna_fairseq.compat import switched_off
-from luna_fairseq.doctor import attention, cost, examination, machine, processes, repairs, training
+from luna_fairseq.doctor import attention, cost, examination, figures, machine, processes, repairs, training
 from luna_fairseq.doctor.verdicts import FAILED, NOT_TRIED, OK, Finding, Verdict, attempt
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
+from support import gpu_counts
 from support.forks import REAL
 from support.models import load_golden
-from support.running import run_command
+from support.running import ROOT, run_command
 
 Patch = pytest.MonkeyPatch
 
@@ -196,6 +197,58 @@ def test_memory_that_grows_faster_than_the_length_is_seen(small: None, monkeypat
     monkeypatch.setattr(LunaAttention, "forward", with_all_pairs)
     verdict = attempt("wrong", lambda: cost.check_cost("cpu"))
     assert verdict.verdict == FAILED and "the memory of Luna attention grows" in verdict.text
+
+
+def test_figures_on_paper(monkeypatch: Patch) -> None:
+    """Measured here in small; what does not hold is named, and is no failure."""
+    monkeypatch.setattr(figures, "WIDTH", 64)
+    monkeypatch.setattr(figures, "LENGTHS", (16,))
+    monkeypatch.setattr(figures, "TOKENS", 32)
+    monkeypatch.setattr(figures, "SECONDS", 0.0)
+    monkeypatch.setattr(figures, "on_paper", lambda *_: {"milliseconds": 2.0})
+    verdict = attempt("figures", lambda: figures.check_figures("cpu"))
+    assert (
+        verdict.verdict == OK
+        and " of 2 ratios of Luna's time " in verdict.text
+        and "; with kernels " in verdict.table[0]
+    )
+    monkeypatch.setattr(figures, "_measured", lambda *_: dict(zip(cost.KINDS, (2.0, 2.5, 2.0, 4.0), strict=True)))
+    verdict = attempt("figures", lambda: figures.check_figures("cpu"))
+    assert verdict.text.startswith("1 of 2 ratios") and verdict.text.endswith(
+        "; not causal Luna at 16: 1.00 on paper, 2.00 here"
+    )
+    assert list(verdict.details["milliseconds"][16]) == ["torch", "auto"]
+
+
+def test_figures_on_paper_are_those_of_the_documentation() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text().split("## Counted")[1]
+    for dim, rows, length in gpu_counts.ROWS:
+        cells = []
+        for kind in ("causal Luna", "causal softmax", "Luna", "softmax"):
+            found = figures.on_paper(kind, dim, rows, length)
+            assert found is not None
+            cells.append(f"{found['milliseconds']:.2f} ({found['gigabytes']:.1f}, {found['launches']})")
+        row = f"| {dim:,}, {rows}, {length:,} | {' | '.join(cells)} |"
+        assert row in page, f"{row}: run python -m support.gpu_counts --json {figures.COUNTED.relative_to(ROOT)}"
+
+
+def test_a_gpu_is_asked_for_its_figures(small: None, monkeypatch: Patch) -> None:
+    """The names of what is checked where there is one."""
+    checks = [
+        *((machine, "check_devices"), (attention, "check_attention"), (repairs, "check_repairs")),
+        *((training, name) for name in ("make_data", "check_training", "check_generation")),
+        *((cost, "check_cost"), (processes, "check_two_processes"), (figures, "check_figures")),
+    ]
+    for where, name in checks:
+        monkeypatch.setattr(where, name, lambda *_: Finding("looked at"))
+    monkeypatch.setattr(machine, "devices", lambda: ["cpu", "cuda:0"])
+    names = [verdict.name for verdict in examination.examine([])]
+    assert names[-4:] == [
+        "two processes",
+        "time and memory, cpu",
+        "time and memory, cuda:0",
+        "figures on paper, cuda:0",
+    ]
 
 
 def test_what_is_missing_or_switched_off_is_named(monkeypatch: Patch) -> None:

@@ -49,6 +49,36 @@ def test_apollo_trajectory(file: str, rebound: str, decay_type: str) -> None:
             assert_close(optimizer.optimizer.state[param][key], want["final_state"][i][key], key, rel=2e-5)
 
 
+@pytest.mark.parametrize("rebound", ["constant", "belief"])
+@pytest.mark.parametrize("decay_type", ["L2", "decoupled", "stable"])
+def test_all_tensors_at_once_as_on_a_gpu(rebound: str, decay_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pytorch_optimizer does there by default: the loop's numbers, of parameters in two types."""
+    golden = load_golden("apollo_trajectories")["inputs"]
+    at_once = FairseqApollo.optimizer_config.fget  # type: ignore[attr-defined]
+    results = []
+    for foreach in (False, True):
+        options = {"apollo_rebound": rebound, "weight_decay": 0.01, "weight_decay_type": decay_type}
+        monkeypatch.setattr(
+            FairseqApollo,
+            "optimizer_config",
+            property(lambda self: {**at_once(self), "foreach": foreach}),  # noqa: B023
+        )
+        params = [torch.nn.Parameter(p.clone()) for p in golden["params"]]
+        params.append(torch.nn.Parameter(golden["params"][0].double()))
+        optimizer = _apollo([*params, torch.nn.Parameter(torch.ones(3))], **options)
+        called = []
+        step = optimizer.optimizer._step_foreach
+        monkeypatch.setattr(optimizer.optimizer, "_step_foreach", lambda *a: (called.append(1), step(*a)))  # noqa: B023
+        for grads in golden["grads"]:
+            for param, grad in zip(params, [*grads, grads[0].double()], strict=True):
+                param.grad = grad.clone()
+            optimizer.step()
+        assert len(called) == (2 * len(golden["grads"]) if foreach else 0)
+        results.append([x for p in params for x in (p.detach(), *optimizer.optimizer.state[p].values())])
+    for number, (got, want) in enumerate(zip(*reversed(results), strict=True)):
+        assert_close(got, want, f"tensor {number}", rel=2e-5)
+
+
 @pytest.mark.parametrize(("rebound", "expected"), [("constant", "l2"), ("belief", "decoupled")])
 def test_default_weight_decay_type(rebound: str, expected: str) -> None:
     optimizer = _apollo([torch.nn.Parameter(torch.ones(2))], apollo_rebound=rebound)

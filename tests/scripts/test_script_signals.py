@@ -54,6 +54,8 @@ LONG = [
     ("demo", "fairseq-train"),
     ("demo", "luna-fairseq average"),
     ("demo", "fairseq-generate"),
+    ("gpu_report", "python -m scripts.gpu_report run"),
+    ("gpu_report table", "python -m scripts.gpu_report tables"),
 ]
 TRAIN = (f"multi30k train {MULTI30K}", "fairseq-hydra-train")
 
@@ -75,7 +77,7 @@ class Started:
             [str(ROOT / "scripts" / f"{words[0]}.sh"), *words[1:]],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=folder,
             env={**os.environ, "PATH": path, "OUT": str(folder / "out"), "FROM": str(folder / "multi30k-out"),
-                 "BLOCK": block, "RECORD": str(folder),
+                 "BLOCK": block, "RECORD": str(folder), "GPU": "1" if words[0] == "gpu_report" else "",
                  **environment},
         )  # fmt: skip
 
@@ -111,7 +113,7 @@ def _prepared(folder: Path) -> Path:
     translated = out / f"{WMT14}.sentencepiece" / "test.0.6.de.of"
     digest = hashlib.sha256(b"eins\n").hexdigest()  # of the average that is there
     translated.write_text(f"{digest}  -\n")
-    for script in "multi30k masked_lm language_model lra wmt14 distill documents demo".split():
+    for script in "multi30k masked_lm language_model lra wmt14 distill documents demo gpu_report".split():
         (out / f".made-by-{script}.sh").touch()
     for name in ("data-bin/.done", "teacher/average.pt", "text/test.raw.de", "text/spm.model", "text/valid.de"):
         (folder / "multi30k-out" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 A file that :func:`stubs` makes does the work of :func:`main`, without torch, in milliseconds. The command whose words
 begin with the variable BLOCK prints, notes its number in the file ``pid`` of the folder RECORD, and goes on until it
 gets a signal; it notes that, too, "saves", and ends with 128 and the number of the signal. A second signal ends it at
-once. With the variable CODE it ends with that by itself.
+once. With the variable CODE it ends with that by itself. With GPU set, there is one.
 """
 
 import itertools
@@ -63,7 +63,7 @@ def main() -> None:
     elif name == "fairseq-generate":
         print("D-0\t-1\teins")
     elif name == "python":  # is there a GPU?
-        sys.exit(1)
+        sys.exit(0 if os.environ.get("GPU") else 1)
     elif not words.startswith("luna-fairseq"):
         sys.exit(f"nobody asked for {words}")
 

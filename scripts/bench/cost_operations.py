@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from luna_fairseq.ops.causal import chunk_length
+from luna_fairseq.ops.blocks import chunk_length
 
 MASKED = 0.15  # the part of the symbols that masked LM predicts
 
@@ -88,7 +88,7 @@ def operations(sizes: Sizes, source: int, target: int, on_cpu: bool = False) -> 
             causal = ((3 + u) * target + rows) * d**2 + target * rows * d
             each = target * target * (d + sizes.heads * rows)
             if target > 128:
-                chunk = chunk_length(d // sizes.heads, rows, on_cpu)
+                chunk = chunk_length(d // sizes.heads, rows)
                 filled = math.ceil(target / chunk) * chunk
                 each = filled * (chunk * (d + sizes.heads * rows) + 2 * rows * d)
             sums = sizes.decoder_layers * 2 * each

@@ -352,12 +352,21 @@ def _baddbmm_wide(total: Tensor, x: Tensor, y: Tensor, out_dtype: torch.dtype, *
 
 
 # What a CPU has not, or has otherwise.
+def _bmm_wide_into(x: Tensor, y: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    return torch.bmm(x.to(out_dtype), y.to(out_dtype), out=out)
+
+
+def _baddbmm_wide_into(total: Tensor, x: Tensor, y: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    return torch.baddbmm(total, x.to(out_dtype), y.to(out_dtype), out=out)
+
+
 _EMULATED: Dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
 }
 if hasattr(aten.bmm, "dtype"):
-    _EMULATED |= {aten.bmm.dtype: _bmm_wide, aten.baddbmm.dtype: _baddbmm_wide}
+    _EMULATED |= {aten.bmm.dtype: _bmm_wide, aten.bmm.dtype_out: _bmm_wide_into}
+    _EMULATED |= {aten.baddbmm.dtype: _baddbmm_wide, aten.baddbmm.dtype_out: _baddbmm_wide_into}
 
 
 def _product(x: Tensor, y: Tensor) -> int:
@@ -367,8 +376,8 @@ def _product(x: Tensor, y: Tensor) -> int:
 _operations: Dict[Any, Callable[..., int]] = {}
 if hasattr(aten.bmm, "dtype"):
     _operations = {
-        aten.bmm.dtype: lambda x, y, *_, **__: _product(x, y),
-        aten.baddbmm.dtype: lambda _, x, y, *__, **___: _product(x, y),
+        **dict.fromkeys((aten.bmm.dtype, aten.bmm.dtype_out), lambda x, y, *_, **__: _product(x, y)),
+        **dict.fromkeys((aten.baddbmm.dtype, aten.baddbmm.dtype_out), lambda _, x, y, *__, **___: _product(x, y)),
     }
 
 

@@ -2,9 +2,8 @@
 
     PYTHONPATH=tests python -m scripts.gpu_counts [--json FILE] [--before FILE]
 
-Layers run on shapes alone, forward and backward; decoding runs on values. Times follow from the counts: a kernel takes as
-long as its bytes at 80 % of an H100's bandwidth, its operations at the part of its peak that PARTS says, or its launch,
-whichever is longest.
+Layers run on shapes alone, forward and backward; decoding runs on values. Times follow from the counts: a kernel takes
+as long as its bytes at 80 % of an H100's bandwidth, its operations at a part of its peak, or its launch.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from support import pretended
 
 from luna_fairseq.modules import CausalLunaAttention
 from scripts.bench.layers import SelfAttention, SoftmaxAttention
-from scripts.bench.whole_models import build_model, dictionary, random_tokens
+from scripts.bench.whole_models import build_model, random_tokens
 
 BANDWIDTH = 0.8 * 3.35e12  # bytes a second
 LAUNCH = 5e-6  # seconds

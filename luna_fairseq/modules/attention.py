@@ -287,9 +287,12 @@ class CausalLunaAttention(_LunaAttentionBase):
         """
         saved = self._saved(incremental_state)
         state = self.state(incremental_state)
+        folded: Optional[Tensor] = None
         constant: Optional[Tensor] = None
         if saved:
-            packed_query, constant, packed_mask = (saved[k] for k in ("packed_query", "constant", "packed_mask"))
+            packed_query, folded, constant, packed_mask = (
+                saved[k] for k in ("packed_query", "folded", "constant", "packed_mask")
+            )
         else:
             assert packed is not None
             packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
@@ -297,11 +300,10 @@ class CausalLunaAttention(_LunaAttentionBase):
                 none = None if steps is None else steps.none()
                 state = carried or ops.CausalState.start(packed_query, query.size(0), self.tie_kv, none)
                 packed_mask = ops.additive_mask(packed_mask, state.key_sum.dtype)  # once, and not in every step
+                packed_query = packed_query.contiguous()  # likewise
                 fold = self._plain("pc") if self.num_heads * packed_query.size(2) <= self.embed_dim else []
                 if fold:
-                    packed_query, constant = ops.folded_rows(packed_query, fold[0])
-                else:
-                    packed_query = packed_query.contiguous()
+                    folded, constant = ops.folded_rows(packed_query, fold[0])
 
         q = _split_heads(self.q_proj(query), self.num_heads)
         projections = (self.c_proj,) if self.tie_kv else (self.k_proj, self.v_proj)
@@ -312,7 +314,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             q,
             key,
             value,
-            self._pack_weights(query, packed_query, constant, rows),
+            self._pack_weights(query, packed_query, folded, constant),
             packed_mask=packed_mask if state is not None or rows == 1 else _for_rows(packed_mask, rows),
             padding_mask=padding_mask,
             pack_dropout=self.dropout_module.rate,
@@ -321,27 +323,31 @@ class CausalLunaAttention(_LunaAttentionBase):
             steps=steps,
         )
         if state is not None:
-            saving = {"packed_query": packed_query, "constant": constant, "packed_mask": packed_mask}
-            self._save(incremental_state, {**saving, **state._asdict(), "rows_per_sentence": rows})
+            saving = {"packed_query": packed_query, "folded": folded, "constant": constant}
+            saving = {**saving, "packed_mask": packed_mask, **state._asdict()}
+            self._save(incremental_state, {**saving, "rows_per_sentence": rows})
         return self.out_proj(_join_heads(y))
 
-    def _pack_weights(self, query: Tensor, packed_query: Tensor, constant: Optional[Tensor], rows: int) -> Tensor:
+    def _pack_weights(
+        self, query: Tensor, packed_query: Tensor, folded: Optional[Tensor], constant: Optional[Tensor]
+    ) -> Tensor:
         """The positive weights of every position, ``[B, H, N, L]``.
 
         Args:
             query: ``[B, N, D]``.
-            packed_query: the queries of P, ``[S, H, L, K]``; or ``[S, H * L, D]``, with a projection folded in.
-            constant: of the latter, or None.
-            rows: B / S.
+            packed_query: the queries of P, ``[S, H, L, K]``.
+            folded, constant: the same with the projection of the positions folded in, from
+                :func:`luna_fairseq.ops.folded_rows`; or None.
         """
         length, sentences = query.size(1), packed_query.size(0)
+        rows = ops.rows_per_sentence(query.size(0), sentences)
         # All rows of a sentence side by side. One P may be that of any batch, whatever one the model is traced with.
         one = sentences == 1 and query.numel() > 0
         context = query.reshape(sentences, -1 if one else rows * length, self.embed_dim)
-        if packed_query.dim() == 3:
-            scores = ops.scores_of_folded(context, packed_query, constant)
-        elif folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
-            scores = ops.folded_scores(context, packed_query, folded[0])
+        if folded is not None:
+            scores = ops.scores_of_folded(context, folded, constant)
+        elif fold := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
+            scores = ops.folded_scores(context, packed_query, fold[0])
         else:
             context = _split_heads(self.pc_proj(context), self.num_heads)
             weights = ops.causal_pack_weights(context, packed_query, self.activation)

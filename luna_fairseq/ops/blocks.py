@@ -11,7 +11,7 @@ from torch import Tensor
 SINGLE_PRODUCT = 128
 # A longer chunk keeps fewer sums, so it is taken where they are large.
 _CHUNK, _LONG_CHUNK = 32, 64
-_CPU_BLOCK = 2**19  # numbers of keys and values whose copies and products stay in the caches of two cores
+_CPU_BLOCK = 2**17  # numbers of keys and values whose copies, products and gradients stay in the caches of a core
 _LEAST_CHUNKS = 8  # of a block, where there are as many: between blocks a sum is kept for the backward pass
 _GROUP = 32  # chunks whose sums are added up by one product, elsewhere than on a CPU
 
@@ -25,32 +25,6 @@ def chunk_length(head_dim: int, rows: int) -> int:
     """c, the positions of a chunk, for K and L; sequences of up to 128 are not cut."""
     # The sum of a chunk, K x L numbers, should hardly be more than its keys and values.
     return _CHUNK if head_dim * rows <= _CHUNK * (head_dim + rows) else _LONG_CHUNK
-
-
-def operand_type(x: Tensor) -> torch.dtype:
-    """In which type products of ``x`` are made: that of their sums, but for bfloat16 where it keeps them in float32.
-
-    Rounding a result to bfloat16 costs more than rounding what it is made of. float16 would overflow.
-    """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return x.dtype if x.dtype == torch.bfloat16 and not on_cpu(x) and hasattr(torch.ops.aten.bmm, "dtype") else wide
-
-
-def product(x: Tensor, y: Tensor, out: Optional[Tensor] = None) -> Tensor:
-    """``x @ y`` of ``[n, a, b]`` and ``[n, b, c]``, summed and given in float32 or wider; into ``out`` if there is one."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if x.dtype == wide:
-        return torch.bmm(x, y) if out is None else torch.bmm(x, y, out=out)
-    if out is None:
-        return torch.bmm(x, y, out_dtype=wide)
-    return torch.bmm(x, y, out_dtype=wide, out=out)
-
-
-def add_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """``total + x @ y``, in the place of ``total``."""
-    if x.dtype == total.dtype:
-        return total.baddbmm_(x, y)
-    return torch.baddbmm(total, x, y, out_dtype=total.dtype, out=total)
 
 
 def empty_like_heads(x: Tensor) -> Tensor:
@@ -127,16 +101,15 @@ class Blocks:
             ``[chunks * sentences * H, E, F]`` and ``[sentences * H, E, F]``, views of one tensor where they are sums.
         """
         left, right = pairs[0]
-        wide = torch.promote_types(left.dtype, torch.float32)
         count, rows = len(chunks), left.size(0) // len(chunks)
         shape = (rows, left.size(2), right.size(2))
         if not self.on_cpu:
-            return self._running_at_once(pairs, count, shape, wide, backwards)
+            return self._running_at_once(pairs, count, shape, backwards)
         sums = left.new_empty((count + 1, *shape))  # each product goes where what is summed behind it belongs
         own = (sums[:-1] if backwards else sums[1:]).flatten(0, 1)
-        product(left.mT, right, own)
+        torch.bmm(left.mT, right, out=own)
         for left, right in pairs[1:]:
-            add_product(own, left.mT, right)
+            own.baddbmm_(left.mT, right)
         first = sums[-1 if backwards else 0]
         first.zero_() if total is None else first.copy_(total)
         each = sums.unbind()
@@ -145,17 +118,17 @@ class Blocks:
         return (sums[1:] if backwards else sums[:-1]).flatten(0, 1), sums[0 if backwards else -1]
 
     def _running_at_once(
-        self, pairs: Any, count: int, shape: Tuple[int, ...], wide: torch.dtype, backwards: bool
+        self, pairs: Any, count: int, shape: Tuple[int, ...], backwards: bool
     ) -> Tuple[Tensor, Tensor]:
         """The same of all chunks there are, by products with a triangle of ones: ``cumsum`` is not deterministic."""
         left, right = pairs[0]
         size = min(count, _GROUP)
         groups = -(-count // size)
-        sums = left.new_empty((groups * size, *shape), dtype=wide)
+        sums = left.new_empty((groups * size, *shape))
         own = sums[:count].flatten(0, 1)
-        product(left.mT, right, own)
+        torch.bmm(left.mT, right, out=own)
         for left, right in pairs[1:]:
-            add_product(own, left.mT, right)
+            own.baddbmm_(left.mT, right)
         if groups * size > count:
             sums[count:].zero_()
         each = sums.view(groups, size, -1)
@@ -166,7 +139,7 @@ class Blocks:
             whole = each.sum(dim=1)
             earlier = _triangle(groups, each, backwards) @ whole
             found = torch.baddbmm(earlier.unsqueeze(1), before, each)
-        found = found.view(groups * size, *shape)[:count].flatten(0, 1).to(left.dtype)
+        found = found.view(groups * size, *shape)[:count].flatten(0, 1)
         return found, found[: shape[0]]  # nothing follows that would need the total
 
 

@@ -9,14 +9,7 @@ from typing import Any, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from luna_fairseq.ops.blocks import (
-    Blocks,
-    add_product,
-    empty_like_heads,
-    operand_type,
-    product,
-    whole_chunks,
-)
+from luna_fairseq.ops.blocks import Blocks, empty_like_heads, whole_chunks
 
 
 class _Sums:
@@ -30,16 +23,15 @@ class _Sums:
     def __init__(self, query: Tensor, key: Tensor, value: Optional[Tensor], weights: Tensor, mean: Tensor) -> None:
         self.tensors = query, key, value, weights, mean
         self.blocks = Blocks(key, weights)
-        self.operands = operand_type(query)
         self.wide = torch.promote_types(query.dtype, torch.float32)
         self.scale = query.size(-1) ** -0.5
 
     def copies(self, *more: Tensor, start: int, chunks: range) -> Any:
-        """Of one block: query, key, value, weights and ``more`` in the type of operands; the mean."""
+        """Of one block: query, key, value, weights and ``more`` in float32 or wider; the mean."""
         query, key, value, weights, mean = self.tensors
         tied = value is None
         given = (query, key, weights, *more) if value is None else (query, key, value, weights, *more)
-        found = list(self.blocks.copies(*given, start=start, chunks=chunks, dtype=self.operands))
+        found = list(self.blocks.copies(*given, start=start, chunks=chunks, dtype=self.wide))
         if tied:
             found.insert(2, found[1])
         (own_mean,) = self.blocks.copies(mean, start=start, chunks=chunks)
@@ -82,10 +74,10 @@ class _BothSums(torch.autograd.Function):
                     before_block = [None if total is None else total.clone() for total in totals]
                     q, k, v, a, c = sums.copies(start=start, chunks=chunks)
                     pairs = torch.bmm(q, k.mT).tril_()
-                    scores = product(pairs, a)
+                    scores = torch.bmm(pairs, a)
                     if blocks.chunks > 1:
                         before, values_before, totals = sums.before(k, v, a, chunks, totals)
-                        scores = add_product(scores, q, before)
+                        scores.baddbmm_(q, before)
                     scores.mul_(c * sums.scale)
                     if packed_mask is not None:
                         _close(scores, packed_mask, blocks, start, chunks)
@@ -95,11 +87,11 @@ class _BothSums(torch.autograd.Function):
                     if dropout > 0.0:
                         dropped = torch.empty_like(p, dtype=torch.bool).bernoulli_(1.0 - dropout)
                         p = p * dropped * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0)
-                    p = torch.mul(p, c).to(sums.operands)
+                    p = p * c
                     torch.bmm(p, a.mT, out=pairs).tril_()
-                    o = product(pairs, v)
+                    o = torch.bmm(pairs, v)
                     if blocks.chunks > 1:
-                        o = add_product(o, p, values_before.mT)
+                        o.baddbmm_(p, values_before.mT)
                     blocks.put(out, o, start, chunks)
                     kept += [probabilities, dropped, *before_block]
         ctx.dropout = dropout
@@ -108,7 +100,7 @@ class _BothSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        query, key, value, weights, mean, packed_mask, *kept = ctx.saved_tensors
+        query, key, value, weights, mean, _, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return _differentiable_gradients(ctx, kept, grad)
         length = query.size(2)
@@ -129,28 +121,28 @@ class _BothSums(torch.autograd.Function):
                     probabilities, dropped, *totals = kept[position : position + of_block]
                     q, k, v, a, g, c = sums.copies(grad, start=start, chunks=chunks)
                     passed = c if dropped is None else c * factor * dropped
-                    p = (probabilities * passed).to(sums.operands)
+                    p = probabilities * passed
                     if blocks.chunks > 1:
                         before, values_before, _ = sums.before(k, v, a, chunks, tuple(totals))
 
                     pairs = torch.bmm(g, v.mT).tril_()
-                    d_a = product(pairs.mT, p)
-                    d_p = product(pairs, a)
+                    d_a = torch.bmm(pairs.mT, p)
+                    d_p = torch.bmm(pairs, a)
                     if blocks.chunks > 1:
-                        d_p = add_product(d_p, g, values_before)
+                        d_p.baddbmm_(g, values_before)
                     d_p.mul_(passed)
                     d_scores = torch._softmax_backward_data(d_p, probabilities, -1, d_p.dtype)
-                    d_scores = torch.mul(d_scores, c * sums.scale).to(sums.operands)
+                    d_scores = d_scores.mul_(c * sums.scale)
 
                     torch.bmm(p, a.mT, out=pairs).tril_()
-                    d_v = product(pairs.mT, g)
+                    d_v = torch.bmm(pairs.mT, g)
                     torch.bmm(q, k.mT, out=pairs).tril_()
-                    d_a = add_product(d_a, pairs.mT, d_scores)
+                    d_a.baddbmm_(pairs.mT, d_scores)
                     torch.bmm(d_scores, a.mT, out=pairs).tril_()
-                    d_q = product(pairs, k)
-                    d_k = add_product(d_v, pairs.mT, q) if value is None else product(pairs.mT, q)
+                    d_q = torch.bmm(pairs, k)
+                    d_k = d_v.baddbmm_(pairs.mT, q) if value is None else torch.bmm(pairs.mT, q)
                     if blocks.chunks > 1:
-                        d_q = add_product(d_q, d_scores, before.mT)
+                        d_q.baddbmm_(d_scores, before.mT)
                         # What later chunks want of this one: the sums run backwards.
                         of_keys, of_values = [(q, d_scores)], [(g, p)]
                         if value is None:
@@ -160,10 +152,10 @@ class _BothSums(torch.autograd.Function):
                         else:
                             later, later_keys = blocks.running(of_keys, chunks, later_keys, backwards=True)
                             after, later_values = blocks.running(of_values, chunks, later_values, backwards=True)
-                            d_v = add_product(d_v, a, after.mT)
-                            d_a = add_product(d_a, v, after)
-                        d_k = add_product(d_k, a, later.mT)
-                        d_a = add_product(d_a, k, later)
+                            d_v.baddbmm_(a, after.mT)
+                            d_a.baddbmm_(v, after)
+                        d_k.baddbmm_(a, later.mT)
+                        d_a.baddbmm_(k, later)
                     found = (d_q, d_k, d_a) if value is None else (d_q, d_k, d_v, d_a)
                     for out, d in zip(outs, found, strict=True):
                         blocks.put(out, d, start, chunks)

@@ -62,8 +62,9 @@ class Counted(NamedTuple):
     @classmethod
     def of(cls, steps: Tensor, dtype: torch.dtype) -> "Counted":
         """The same of ``steps``."""
+        last = steps[:, -1] if steps.size(1) else steps.new_zeros(steps.size(0))
         # Positions before the first real one have nothing to average: any finite divisor will do.
-        return cls(steps, steps.clamp(min=1).to(dtype).reciprocal()[:, None, :, None], steps[:, -1])
+        return cls(steps, steps.clamp(min=1).to(dtype).reciprocal()[:, None, :, None], last)
 
 
 class Steps:
@@ -316,7 +317,7 @@ def causal_luna_attention(
         key, value: ``[B, H, N, K]``.
         pack_weights: ``[B, H, N, L]``, positive: the activation of x against P.
         packed_mask: ``[B, 1, 1, L]`` bool, True = a row of P that belongs to the sentence, or None; with a state
-            also ``[S, 1, 1, L]``, if every sentence has B / S consecutive rows, and already as what is added to scores
+            also ``[S, 1, 1, L]``, if every sentence has B / S consecutive rows, and as what is added to scores
             (:func:`additive_mask`).
         padding_mask: ``[B, N]`` bool, True = padding: adds nothing to the sums and is not counted.
         pack_dropout: probability for the pack weights; one mask, shared by both sums.

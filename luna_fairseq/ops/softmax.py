@@ -52,7 +52,7 @@ def attend(
     Args:
         query: ``[B, H, N, K]``.
         key, value: ``[B, H, M, K]``.
-        mask: from :func:`key_mask`, or None; without a bias also as what is added to scores, in the dtype of ``query``.
+        mask: from :func:`key_mask`, or None; without a bias also what is added to scores, in the dtype of ``query``.
         dropout_p: probability of dropping an attention weight.
         bias: of the pack step, where the queries are rows of P; or None.
 

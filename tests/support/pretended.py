@@ -206,6 +206,7 @@ def _count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
     seen: Dict[int, Tensor] = {}
     for argument, value in given.items():
         only_written = argument in written and (argument == "out" or name in ("copy_", "zero_", "fill_"))
+        only_written |= name.startswith("new_") or name.endswith("s_like") or name == "full_like"
         if not only_written:
             seen |= {id(x): x for x in tree_flatten(value)[0] if isinstance(x, Tensor)}
     read = [_bytes(x) for x in seen.values()]
@@ -228,7 +229,7 @@ def _mixed(name: str, args: Any, on_cpu: List[Tensor]) -> None:
         return
     if bad:
         raise MixedDevicesError(
-            f"{name}: {', '.join(str(tuple(x.shape)) for x in bad)} on the CPU among tensors of the device, {_here(4)}"
+            f"{name}: {', '.join(str(tuple(x.shape)) for x in bad)} on the CPU among the device's, {_here(4)}"
         )
 
 

@@ -43,6 +43,8 @@ COMMANDS: Dict[str, Command] = {
     "table": Command("luna_fairseq.commands.table", "what is finished of an experiment, next to the paper's figures"),
     "average": Command("luna_fairseq.commands.average", "average checkpoints, and write a model card"),
     "card": Command("luna_fairseq.commands.card", "write the model card of a checkpoint, or add scores to it"),
+    "export": Command("luna_fairseq.commands.export", "write a model as safetensors, ONNX or torch.export"),
+    "import": Command("luna_fairseq.commands.import_", "make a checkpoint of an exported folder of safetensors"),
     "attention": Command(
         "luna_fairseq.commands.attention",
         "translate, and show the source-target map and what each packed row collects",

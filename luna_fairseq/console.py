@@ -61,6 +61,12 @@ def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
     except known as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+    except FileNotFoundError as error:
+        print(f"{prog}: {error.filename or error} does not exist: name one that does", file=sys.stderr)
+        return 1
+    except PermissionError as error:
+        print(f"{prog}: {error.filename or error} may not be read or written: name another one", file=sys.stderr)
+        return 1
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         print(f"{prog}: {error.strerror or error}{place}", file=sys.stderr)

@@ -164,7 +164,7 @@ def _parts(path: Path) -> List[str]:
 
 
 def _render(name: str, checkpoint: Dict[str, Any], scores: List[Score]) -> str:
-    cfg = _plain(checkpoint.get("cfg")) or {}
+    cfg = plain(checkpoint.get("cfg")) or {}
     extra = checkpoint.get("extra_state") or {}
     model, task = cfg.get("model") or {}, cfg.get("task") or {}
     averaged = extra.get("averaged") or []
@@ -212,16 +212,16 @@ def _render(name: str, checkpoint: Dict[str, Any], scores: List[Score]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plain(cfg: Any) -> Any:
+def plain(cfg: Any) -> Any:
     """A config as plain dictionaries, lists, numbers and strings."""
     if OmegaConf.is_config(cfg):
-        return _plain(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))
+        return plain(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))
     if isinstance(cfg, Namespace):
-        return _plain(vars(cfg))
+        return plain(vars(cfg))
     if isinstance(cfg, dict):
-        return {str(key): _plain(value) for key, value in cfg.items()}
+        return {str(key): plain(value) for key, value in cfg.items()}
     if isinstance(cfg, list | tuple):
-        return [_plain(value) for value in cfg]
+        return [plain(value) for value in cfg]
     return cfg if cfg is None or isinstance(cfg, bool | int | float | str) else str(cfg)
 
 

@@ -17,7 +17,9 @@ from luna_fairseq.data.demo.corpus import generate
 from support.forks import REAL
 from support.running import ROOT
 
-FILES = "pyproject.toml setup.py MANIFEST.in README.md LICENSE CHANGELOG.md Makefile".split()
+FILES = (
+    "pyproject.toml setup.py MANIFEST.in README.md LICENSE CHANGELOG.md CITATION.cff CONTRIBUTING.md Makefile".split()
+)
 FOLDERS = "luna_fairseq configs scripts tests docs".split()
 COMMANDS = "fairseq-preprocess fairseq-train fairseq-hydra-train fairseq-generate sacrebleu".split()
 
@@ -143,6 +145,9 @@ def test_commands_work_from_an_empty_folder(commands: Path, tmp_path: Path) -> N
     assert f"{name}: BLEU " in shell(f"{script} score {name}")
     row = next(line for line in shell(f"{script} table").splitlines() if line.startswith(f"| {name} |"))
     assert row.count(" SMOKE |") == 5
+    # By links, commands are those of a clone.
+    shell('ln -s "$(luna-fairseq scripts)" "$(luna-fairseq configs)" .')
+    assert row in shell("scripts/multi30k.sh table")
     assert "usage: python -m scripts.bench" in shell(
         'PYTHONPATH="$(luna-fairseq scripts)/.." python -m scripts.bench --help'
     )

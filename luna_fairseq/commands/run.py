@@ -20,9 +20,11 @@ DESCRIPTION = f"""A command of fairseq, with the plugin loaded first.
     luna-fairseq run fairseq-train data-bin --arch luna --optimizer adam --max-tokens 4096 ...
     torchrun --nproc_per_node 2 -m luna_fairseq run fairseq-train data-bin --distributed-world-size 2 ...
 
-COMMAND is one of {", ".join(COMMANDS)}; "fairseq-" can be left out. What it does, prints and returns is what it does
-with --user-dir (common.user_dir for fairseq-hydra-train), which need not be given. fairseq is repaired before it is
-imported, so that it prints no warnings of Hydra, and starts on a Python with which it cannot be imported otherwise.
+COMMAND is one of {", ".join(COMMANDS[:4])},
+{", ".join(COMMANDS[4:])}; "fairseq-" can be left out.
+What it does, prints and returns is what it does with --user-dir (common.user_dir for fairseq-hydra-train), which
+need not be given. fairseq is repaired before it is imported, so that it prints no warnings of Hydra, and starts on a
+Python with which it cannot be imported otherwise.
 ARGS are those of the command; "luna-fairseq run COMMAND --help" is its own help.
 """
 

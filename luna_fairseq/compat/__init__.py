@@ -28,8 +28,8 @@ from luna_fairseq.compat import decoding
 from luna_fairseq.compat import ending
 from luna_fairseq.compat import locking
 from luna_fairseq.compat import signals
-from luna_fairseq.compat import options
 from luna_fairseq.compat import tasks
+from luna_fairseq.compat import options
 
 # isort: on
 from luna_fairseq.compat._replace import REPAIRS, Repair, switched_off

@@ -1,8 +1,9 @@
-"""fairseq's own tasks with their data checked: they are in ``luna_fairseq/tasks``, and declare themselves here."""
+"""fairseq's own tasks: those with their data checked are in ``luna_fairseq/tasks``, and declare themselves here."""
 
-from typing import Any
+import collections
+from typing import Any, Dict
 
-from luna_fairseq.compat._replace import Repair, add, replace
+from luna_fairseq.compat._replace import Repair, add, replace, replaces
 
 
 def replace_task(task: Any, name: str, *, fairseq: str, here: str, since: str = "fairseq 0.12.3") -> None:
@@ -35,3 +36,53 @@ def extend_task(task: Any, name: str, dataclass: Any) -> None:
     node = dataclass()
     node._name = name
     ConfigStore.instance().store(name=name, group="task", node=node, provider="fairseq")
+
+
+@replaces(
+    "fairseq.tasks.translation_from_pretrained_bart.TranslationFromPretrainedBARTTask",
+    "__init__",
+    fairseq="the task `translation_from_pretrained_bart` asks for its options by a name that it no longer has",
+    here="it has both names",
+    since="fairseq 0.12.0",
+)
+def keep_both_names(original: Any, self: Any, args: Any, *dictionaries: Any) -> None:
+    self.args = args
+    original(self, args, *dictionaries)
+
+
+@replaces(
+    "fairseq.tasks.semisupervised_translation.SemisupervisedTranslationTask",
+    "train_step",
+    fairseq="`semisupervised_translation` ends at the first update: it adds to sums that it did not begin",
+    here="they begin at 0",
+    since="fairseq 0.12.0",
+)
+def begin_sums(original: Any, self: Any, sample: Any, model: Any, criterion: Any, *args: Any, **kwargs: Any) -> Any:
+    sums: Dict[str, Any] = collections.defaultdict(float)
+
+    def without_sums(*inputs: Any, **more: Any) -> Any:
+        loss, sample_size, logged = criterion(*inputs, **more)
+        for name, value in logged.items():
+            sums[name] += value
+        return loss, sample_size, {}
+
+    loss, sample_size, _ = original(self, sample, model, without_sums, *args, **kwargs)
+    return loss, sample_size, sums
+
+
+@replaces(
+    "fairseq.tasks.multilingual_translation.MultilingualTranslationTask",
+    "build_model",
+    fairseq="`multilingual_translation` with a model for one pair of languages ends in a traceback about lang_pairs",
+    here="the architecture is named, and one that will do",
+    since="fairseq 0.12.0",
+)
+def want_an_architecture_for_pairs(original: Any, self: Any, args: Any, from_checkpoint: bool = False) -> Any:
+    from omegaconf import DictConfig
+
+    if isinstance(args, DictConfig) and "lang_pairs" not in args:  # of a dataclass, and so without the task's options
+        raise ValueError(
+            f"--arch is {args.get('_name')} and --task multilingual_translation trains a model for each pair: "
+            "take --arch multilingual_luna or multilingual_transformer"
+        )
+    return original(self, args, from_checkpoint)

@@ -99,3 +99,18 @@ def number_processes_of_a_cpu(original: Any, cfg: Any) -> None:
     cfg.distributed_init_method = "env://"
     cfg.distributed_world_size, cfg.distributed_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     cfg.device_id, cfg.distributed_no_spawn = 0, True
+
+
+@replaces(
+    "fairseq.trainer.Trainer",
+    "consolidate_optimizer",
+    fairseq="saves what the first process has, and of the task's own state knows no other",
+    here="a task with a `gather_state` hears of every save in every process",
+    since="fairseq 0.12.3",
+)
+def let_tasks_gather(original: Any, self: Any) -> None:
+    """Fairseq calls it in all processes before the first one saves."""
+    original(self)
+    gather = getattr(self.task, "gather_state", None)
+    if gather is not None:
+        gather()

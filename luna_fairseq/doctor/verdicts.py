@@ -90,4 +90,6 @@ def _reason(error: BaseException) -> str:
     text = one_line(error)[:400]
     if isinstance(error, Wrong):
         return text
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{error.name} is not installed here: see docs/install.md"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -367,7 +367,7 @@ class LunaDecoder(TransformerDecoderBase):
             in_the_way = may_be_true(is_padding[:, :-1] & ~is_padding[:, 1:])
         else:  # what is kept must be rid of it
             in_the_way = may_be_true(is_padding)
-            self.set_incremental_state(incremental_state, "seen", {"length": now})  # type: ignore[dict-item]
+            self.set_incremental_state(incremental_state, "seen", {"length": now})
         padding_mask = is_padding if in_the_way else None
         return padding_mask, self._steps(tokens, padding_mask)
 
@@ -375,7 +375,7 @@ class LunaDecoder(TransformerDecoderBase):
         """The new tokens, ``[B, N]``, counted for all layers."""
         weights: Any = next(self.parameters())
         dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
-        return ops.Steps(*tokens.shape, padding_mask, tokens.device, dtype)
+        return ops.Steps(tokens.size(0), tokens.size(1), padding_mask, tokens.device, dtype)
 
 
 class LunaModel(TransformerModelBase):

@@ -7,6 +7,7 @@ from fairseq.modules import LayerNorm, SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
 from luna_fairseq.modules.dropout import Dropout
+from luna_fairseq.ops.tracing import making_a_graph
 
 BERT_STD = 0.02  # BERT initialises everything with N(0, 0.02)
 
@@ -89,7 +90,9 @@ class PackedInput(nn.Module):
             P, ``[B, L, D]``, and its padding mask ``[B, L]`` (True = not of this sentence) or None.
         """
         batch, width = tokens.shape
-        p = self._rows(self.length if self.fixed_length else width)
+        # In a graph the mask alone says which rows belong to a sentence.
+        whole = self.fixed_length or (padding_mask is not None and making_a_graph())
+        p = self._rows(self.length if whole else width)
         rows = p.size(0)
         p = self.dropout_module(p.expand(batch, -1, -1))
 

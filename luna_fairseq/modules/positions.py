@@ -7,6 +7,8 @@ import torch
 from fairseq.utils import make_positions
 from torch import Tensor, nn
 
+from luna_fairseq.ops.tracing import making_a_graph
+
 
 def sinusoids(index: Tensor, embed_dim: int) -> Tensor:
     """Sinusoidal embeddings, as fairseq's, of any positions, without its table of all up to the last.
@@ -44,7 +46,7 @@ def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int) 
     real = index.ne(padding_idx)
     index = torch.where(real, index + start.unsqueeze(1), index)
     if isinstance(embed, nn.Embedding):
-        last = int(index.max()) - padding_idx
+        last = -1 if making_a_graph() else int(index.max()) - padding_idx
         if last > embed.num_embeddings - padding_idx - 1:
             raise ValueError(
                 f"the text has {last} tokens and the model {embed.num_embeddings - padding_idx - 1} learned "

@@ -26,7 +26,6 @@ from luna_fairseq.ops.causal import (
     additive_mask,
     causal_luna_attention,
     causal_pack_weights,
-    causal_products,
 )
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.folded import (
@@ -39,6 +38,7 @@ from luna_fairseq.ops.folded import (
     scores_of_folded,
 )
 from luna_fairseq.ops.position_bias import PositionBias, RowPlaces, add_position_bias, row_places
+from luna_fairseq.ops.products import causal_products
 from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
 
 __all__ = [

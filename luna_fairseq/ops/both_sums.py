@@ -4,12 +4,16 @@ Sum after sum, all operands would be copied twice and, where keys are values, th
 block is copied once and stays in the caches from the scores to the result, and back.
 """
 
+from collections.abc import Callable
 from typing import Any, List, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from luna_fairseq.ops.blocks import Blocks, empty_like_heads, whole_chunks
+from luna_fairseq.ops.products import causal_products
+from luna_fairseq.ops.tracing import making_a_graph
 
 
 class _Sums:
@@ -86,7 +90,7 @@ class _BothSums(torch.autograd.Function):
                     p = probabilities
                     if dropout > 0.0:
                         dropped = torch.empty_like(p, dtype=torch.bool).bernoulli_(1.0 - dropout)
-                        p = p * dropped * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0)
+                        p = p * dropped * _kept_factor(dropout)
                     p = p * c
                     torch.bmm(p, a.mT, out=pairs).tril_()
                     o = torch.bmm(pairs, v)
@@ -109,7 +113,6 @@ class _BothSums(torch.autograd.Function):
         (grad,) = whole_chunks(query, key, weights, grad)[3:]
         given = [x for x in sums.tensors[:4] if x is not None]
         outs = [empty_like_heads(x) for x in given]
-        factor = 1.0 / (1.0 - ctx.dropout) if ctx.dropout < 1.0 else 0.0
         of_block = 3 if value is None else 4
         position = len(kept)
         with torch.autocast(device_type=query.device.type, enabled=False):
@@ -120,7 +123,7 @@ class _BothSums(torch.autograd.Function):
                     position -= of_block
                     probabilities, dropped, *totals = kept[position : position + of_block]
                     q, k, v, a, g, c = sums.copies(grad, start=start, chunks=chunks)
-                    passed = c if dropped is None else c * factor * dropped
+                    passed = c if dropped is None else c * _kept_factor(ctx.dropout) * dropped
                     p = probabilities * passed
                     if blocks.chunks > 1:
                         before, values_before, _ = sums.before(k, v, a, chunks, tuple(totals))
@@ -175,28 +178,46 @@ def _close(scores: Tensor, packed_mask: Tensor, blocks: Blocks, start: int, chun
     scores.view(shape).masked_fill_(own, float("-inf"))
 
 
-def _differentiable_gradients(ctx: Any, kept: List[Optional[Tensor]], grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-    """The gradients by two causal products and a softmax, which cost more and can be differentiated again."""
-    from luna_fairseq.ops.causal import causal_products  # which imports this
-
-    query, key, value, weights, mean, packed_mask = ctx.saved_tensors[:6]
+def _in_two_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weights: Tensor,
+    mean: Tensor,
+    packed_mask: Optional[Tensor],
+    dropped: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The same as a product, a softmax, what ``dropped`` makes of its result, and another product."""
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, a = (x.to(wide) for x in (query, key, weights))
     scores = causal_products(q, k, a, mean * query.size(-1) ** -0.5)
     if packed_mask is not None:
         scores = scores.masked_fill(~packed_mask, float("-inf"))
-    p = torch.softmax(scores, dim=-1)
-    if ctx.dropout > 0.0:
-        p = p * _whole_mask(ctx, kept, p) * (1.0 / (1.0 - ctx.dropout) if ctx.dropout < 1.0 else 0.0)
-    out = causal_products(p, a, k if value is None else value.to(wide), mean)
+    p = dropped(torch.softmax(scores, dim=-1))
+    return causal_products(p, a, k if value is key else value.to(wide), mean).to(value.dtype)
+
+
+def _differentiable_gradients(ctx: Any, kept: List[Optional[Tensor]], grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    """The gradients by two causal products and a softmax, which cost more and can be differentiated again."""
+    query, key, value, weights, mean, packed_mask = ctx.saved_tensors[:6]
+
+    def dropped(p: Tensor) -> Tensor:
+        return p * _whole_mask(ctx, kept, p) * _kept_factor(ctx.dropout) if ctx.dropout > 0.0 else p
+
+    own_value = key if value is None else value
+    out = _in_two_products(query, key, own_value, weights, mean, packed_mask, dropped)
     inputs = (query, key, value, weights)
     wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=False) if x is not None and needed]
-    found = iter(torch.autograd.grad(out.to(grad), wanted, grad, create_graph=True))
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     gradients = [
         next(found) if x is not None and needed else None
         for x, needed in zip(inputs, ctx.needs_input_grad, strict=False)
     ]
     return (*gradients, None, None, None)
+
+
+def _kept_factor(dropout: float) -> float:
+    return 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
 
 
 def _whole_mask(ctx: Any, kept: List[Optional[Tensor]], like: Tensor) -> Tensor:
@@ -235,5 +256,7 @@ def both_sums(
     Returns:
         ``[B, H, N, K]`` in the dtype of ``key``.
     """
+    if making_a_graph():  # the number of blocks would be that of one length
+        return _in_two_products(query, key, value, pack_weights, mean, packed_mask, lambda p: F.dropout(p, dropout))
     own_value = None if value is key else value
     return _BothSums.apply(query, key, own_value, pack_weights, mean.expand_as(query[..., :1]), packed_mask, dropout)

@@ -6,14 +6,15 @@ Nothing of size ``N * K * L`` is ever built, and on a CPU nothing that leaves it
 """
 
 import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luna_fairseq.ops.blocks import Blocks, empty_like_heads, whole_chunks
+from luna_fairseq.ops import fused
 from luna_fairseq.ops.both_sums import both_sums
+from luna_fairseq.ops.products import causal_products
 
 
 def _softplus2(scores: Tensor) -> Tensor:
@@ -41,6 +42,8 @@ def causal_pack_weights(context: Tensor, packed_query: Tensor, activation: str) 
     Returns:
         ``[B, H, N, L]``.
     """
+    if kernels := fused.kernels(context, packed_query, packed_query, packed_query.size(2)):
+        return kernels.causal_pack_weights(context, packed_query, activation)
     with torch.autocast(device_type=context.device.type, enabled=False):
         wide = torch.promote_types(context.dtype, torch.float32)
         return CAUSAL_ACTIVATIONS[activation](context.to(wide) @ packed_query.to(wide).mT)
@@ -151,99 +154,6 @@ class CausalState(NamedTuple):
         return cls(key_sum, value_sum, steps)
 
 
-class _CausalProducts(torch.autograd.Function):
-    """Causal linear attention of ``[B, H, N, E]`` views, with a gradient that recomputes instead of storing.
-
-    ``scale`` is ``[B, H, N, 1]`` and gets no gradient. Results are views of ``[B, N, H, E]`` memory. The gradient has
-    derivatives of every order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
-        inputs, length = (query, key, value, scale), query.size(2)
-        query, key, value, scale = whole_chunks(*inputs)
-        blocks = Blocks(key, value)
-        out = empty_like_heads(value)
-        totals: List[Optional[Tensor]] = []  # the sum before each block
-        with torch.autocast(device_type=query.device.type, enabled=False):
-            for start in blocks.starts:
-                total: Optional[Tensor] = None
-                for chunks in blocks.ranges:
-                    totals.append(None if total is None else total.clone())  # the view would keep the block's sums
-                    q, k, v, c = blocks.copies(query, key, value, scale, start=start, chunks=chunks)
-                    q = q * c
-                    o = torch.bmm(torch.bmm(q, k.mT).tril_(), v)
-                    if blocks.chunks > 1:
-                        before, total = blocks.running([(k, v)], chunks, total, backwards=False)
-                        o.baddbmm_(q, before)
-                    blocks.put(out, o, start, chunks)
-        ctx.save_for_backward(*inputs, *totals)
-        return out[:, :, :length]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, scale, *before_blocks = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            return *_differentiable_gradients(query, key, value, scale, grad), None
-        length = query.size(2)
-        query, key, value, scale, grad = whole_chunks(query, key, value, scale, grad)
-        blocks = Blocks(key, value)
-        outs = (empty_like_heads(query), empty_like_heads(key), empty_like_heads(value))
-        totals = reversed(before_blocks)
-        with torch.autocast(device_type=query.device.type, enabled=False):
-            for start in reversed(blocks.starts):
-                later_total: Optional[Tensor] = None
-                for chunks in reversed(blocks.ranges):
-                    q, k, v, g, c = blocks.copies(query, key, value, grad, scale, start=start, chunks=chunks)
-                    q = q * c
-                    pairs = torch.bmm(g, v.mT).tril_()
-                    d_q = torch.bmm(pairs, k)
-                    d_k = torch.bmm(pairs.mT, q)
-                    d_v = torch.bmm(torch.bmm(q, k.mT, out=pairs).tril_().mT, g)
-                    total = next(totals)
-                    if blocks.chunks > 1:
-                        before, _ = blocks.running([(k, v)], chunks, total, backwards=False)
-                        d_q.baddbmm_(g, before.mT)
-                        # What later chunks want of this one: the sums run backwards.
-                        later, later_total = blocks.running([(q, g)], chunks, later_total, backwards=True)
-                        d_k.baddbmm_(v, later.mT)
-                        d_v.baddbmm_(k, later)
-                    for out, d in zip(outs, (d_q.mul_(c), d_k, d_v), strict=True):
-                        blocks.put(out, d, start, chunks)
-        d_query, d_key, d_value = (out[:, :, :length] for out in outs)
-        return d_query, d_key, d_value, None
-
-
-def _differentiable_gradients(
-    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, grad: Tensor
-) -> Tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :class:`_CausalProducts` as causal products themselves; two of them run backwards in time.
-
-    They cost more than the gradients computed together, block by block, and can be differentiated again.
-    """
-    key_back, value_back, grad_back = key.flip(2), value.flip(2), grad.flip(2)
-    query_back, one = (query * scale).flip(2), torch.ones_like(scale)
-    return (
-        _CausalProducts.apply(grad, value, key, scale),
-        _CausalProducts.apply(value_back, grad_back, query_back, one).flip(2),
-        _CausalProducts.apply(key_back, query_back, grad_back, one).flip(2),
-    )
-
-
-def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
-    """Causal linear attention: ``o_t = c_t sum_{s<=t} (q_t . k_s) v_s``.
-
-    Args:
-        query, key: ``[B, H, N, E]``.
-        value: ``[B, H, N, F]``.
-        scale: c, ``[B, 1, N, 1]``; gets no gradient.
-
-    Returns:
-        ``[B, H, N, F]``.
-    """
-    return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))
-
-
 def _add(total: Tensor, pack_weights: Tensor, x: Tensor) -> Tensor:
     """``total + sum_s a_s x_s^T``; in one pass for one position."""
     return torch.addcmul(total, pack_weights.mT, x) if x.size(2) == 1 else total + pack_weights.mT @ x
@@ -263,6 +173,12 @@ def additive_mask(mask: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor
     if mask is None or mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
+def _for_all_rows(mask: Tensor, batch: int) -> Tensor:
+    """A mask of P in any of its forms as one that is True where a row of P belongs to the sentence."""
+    own = mask == 0 if mask.is_floating_point() else mask
+    return own.repeat_interleave(batch // own.size(0), dim=0) if 1 < own.size(0) < batch else own
 
 
 def _continued_scores(
@@ -340,6 +256,11 @@ def causal_luna_attention(
         if state is not None and state.key_sum is state.value_sum and not tie_kv:
             raise ValueError("the state holds one sum for keys and values: start it with tie_kv=False")
         batch, _, length, head_dim = query.shape
+        one_step = state is not None and length == 1  # a few small products
+        if not one_step and (kernels := fused.kernels(query, key, value, pack_weights.size(-1))):
+            mask = None if packed_mask is None else _for_all_rows(packed_mask, batch)
+            options = (mask, padding_mask, pack_dropout, unpack_dropout, state)
+            return kernels.causal_luna_attention(query, key, value, pack_weights, *options)
 
         if pack_dropout > 0.0:
             pack_weights = F.dropout(pack_weights, pack_dropout)

@@ -13,6 +13,7 @@ from torch import Tensor
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.position_bias import PositionBias, add_position_bias
 from luna_fairseq.ops.softmax import full_precision_on_cpu
+from luna_fairseq.ops.tracing import making_a_graph
 
 # Weight [H * K, D] and bias [H * K] or None, as of nn.Linear.
 Projection = Tuple[Tensor, Optional[Tensor]]
@@ -30,7 +31,7 @@ def folding_pays(x: Tensor, dim: int, rows: int, heads: int, saved: int, taken: 
         taken: how many with an H L x D' matrix of its own sentence take their place.
     """
     # In half precision a score would be rounded before its softmax; on a GPU this was never measured.
-    if x.numel() == 0 or not full_precision_on_cpu(x):
+    if making_a_graph() or x.numel() == 0 or not full_precision_on_cpu(x):
         return False
     _, positions, width = x.shape
     # In products of N x D' with D' x D: those saved and the scores; those taken and the folding, which counts twice

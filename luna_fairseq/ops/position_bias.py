@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from luna_fairseq.ops.tracing import making_a_graph
+
 # So many scores at a time: their distances are made anew in each layer and pass, and stay in the caches.
 _BLOCK = 1 << 17
 
@@ -148,6 +150,9 @@ def add_position_bias(scores: Tensor, bias: PositionBias) -> Tensor:
     """
     slope, places = bias
     own = [x.to(scores.dtype) for x in (slope, places.index, places.centre, places.unit)]
+    if making_a_graph():  # the number of parts would be that of one length
+        factor = -own[0].repeat_interleave(places.centre.size(1) // slope.numel()).view(1, -1, 1) / own[3].square()
+        return scores + ((own[1] - own[2]).square() * factor).reshape(-1, *scores.shape[1:])
     return _AddPositionBias.apply(scores, *own)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from luna_fairseq.ops.biased import biased_attention
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.position_bias import PositionBias, add_position_bias, position_bias_tensor
+from luna_fairseq.ops.tracing import making_a_graph
 
 
 def full_precision_on_cpu(x: Tensor) -> bool:
@@ -65,7 +66,7 @@ def attend(
         added = position_bias_tensor(bias, query.dtype)
         added = added if mask is None else added.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout_p)
-    if dropout_p == 0.0:
+    if dropout_p == 0.0 and not making_a_graph():  # its blocks would be those of one length
         return biased_attention(query, key, value, mask, bias)
     scores = add_position_bias((query * query.size(-1) ** -0.5) @ key.mT, bias)
     if mask is not None:

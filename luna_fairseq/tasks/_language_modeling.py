@@ -8,9 +8,11 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from fairseq import utils
 from fairseq.data import BaseWrapperDataset
 from fairseq.data.iterators import EpochBatchIterator
+from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from torch import Tensor
 
@@ -89,6 +91,7 @@ class Carrier:
         self.restart = restart
         self.blocks: Optional[Tensor] = None  # that were read last, [B]
         self.carry = Carry({}, restart)
+        self.all_processes: Optional[List[Any]] = None  # what each had at the last save, in the first one
 
     def carry_on(self, sample: Dict[str, Any]) -> Dict[str, Any]:
         """The same batch with what the model needs to go on behind the batch before; an empty one as it is."""
@@ -108,13 +111,32 @@ class Carrier:
         self.blocks, self.carry = blocks, carry
         return {**sample, "net_input": {**sample["net_input"], "carry": carry}}
 
+    def gather(self) -> None:
+        """Tell the first process, which saves, what all of them carry; each must call it."""
+        processes = distributed_utils.get_data_parallel_world_size()
+        if processes == 1:
+            return
+        group, first = distributed_utils.get_data_parallel_group(), distributed_utils.get_data_parallel_rank() == 0
+        self.all_processes = [None] * processes if first else None
+        dist.gather_object(utils.move_to_cpu(self._own_state()), self.all_processes, group=group)
+
+    def _own_state(self) -> Dict[str, Any]:
+        # fairseq broadcasts what it loads, and of a part of a larger tensor the wrong numbers.
+        return {"blocks": self.blocks, "carried": {name: x.contiguous() for name, x in self.carry.after.items()}}
+
     def state_dict(self) -> Dict[str, Any]:
-        return {"blocks": self.blocks, "carried": self.carry.after}
+        """Of one process; or of all that have been gathered, in their order."""
+        return self._own_state() if self.all_processes is None else {"processes": self.all_processes}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self.blocks, carried = state["blocks"], state["carried"]
+        """Take what this process carried. Of another number of processes each had other rows: nothing is taken."""
+        saved = state.get("processes", [state])
+        if len(saved) != distributed_utils.get_data_parallel_world_size():
+            saved = [{"blocks": torch.empty(0, dtype=torch.int64), "carried": {}}]  # carry_on says so
+        own = saved[distributed_utils.get_data_parallel_rank() if len(saved) > 1 else 0]
+        self.blocks = own["blocks"]
         self.carry = Carry({}, self.restart)
-        self.carry.after = carried
+        self.carry.after = own["carried"]
 
 
 class _InOrder(EpochBatchIterator):
@@ -174,6 +196,11 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
                 "one of them out"
             )
         self._carriers = {split: Carrier(positions == "restart") for split in ("train", "valid")}
+
+    def gather_state(self) -> None:
+        """What is carried belongs to the checkpoint that is about to be saved; every process calls it."""
+        if self._carriers:
+            self._carriers["train"].gather()
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> LanguageModelingTask:

@@ -103,7 +103,7 @@ def test_save_folder_of_another_architecture(corpus: Corpus, tmp_path: Path) -> 
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
 
 
-@pytest.mark.parametrize("precision", [[], ["--amp"]], ids=str)
+@pytest.mark.parametrize("precision", [pytest.param([], marks=pytest.mark.long), ["--amp"]], ids=str)
 def test_a_run_that_diverges_says_when_and_what_to_try(precision: List[str], corpus: Corpus, tmp_path: Path) -> None:
     """After saving where it stood: with finite weights."""
     options = "--lr 1e37 --lr-scheduler fixed --optimizer adam --clip-norm 0 --max-update 9 --no-epoch-checkpoints"

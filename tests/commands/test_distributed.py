@@ -199,6 +199,15 @@ def test_two_processes_carry_the_state_of_one_with_all_rows(
     assert "no state is known" not in together + alone
     _assert_same_training(tmp_path / "two", tmp_path / "one", updates=9)
 
+    # Stopped in the middle of an epoch and gone on with, each process with its own rows.
+    job = start("torchrun.sh", tmp_path / "parts", data, *options, "dataset.batch_size=3", PROCESSES=2)
+    _wait_for_update(job, tmp_path / "parts")
+    job.terminate()
+    job.communicate(timeout=WITHIN)
+    said = _finish(start("torchrun.sh", tmp_path / "parts", data, *options, "dataset.batch_size=3", PROCESSES=2))
+    assert 0 < len(logged(said, "num_updates")) < 9 and "no state is known" not in said
+    _assert_same_training(tmp_path / "parts", tmp_path / "two", updates=9)
+
 
 @pytest.mark.long
 def test_four_processes_with_uneven_last_batches(corpus: Corpus, start: Start, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``luna-fairseq doctor``: every check passes here, sees what it is for, and spoils nothing."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 import pytest
@@ -145,6 +146,14 @@ def _lose_a_translation(patch: Patch) -> None:
     patch.setattr(training, "_lines", lambda output, prefix: lines(output.replace("H-3\t", "", 1), prefix))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Path, Any]:
+    """The data, the folder of a training where all is right, and the verdict on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = training.make_data(folder)
+    return data, folder, attempt("training", lambda: training.check_training(data, folder, "cpu"))
+
+
 @pytest.mark.parametrize(
     ("break_it", "verdicts", "said"),
     [
@@ -157,14 +166,21 @@ def _lose_a_translation(patch: Patch) -> None:
     ids=["right", "resuming", "update", "decoding", "translation"],
 )
 def test_training_and_generation(
-    break_it: Callable[[Patch], None], verdicts: List[str], said: List[str], tmp_path: Path, monkeypatch: Patch
+    break_it: Callable[[Patch], None],
+    verdicts: List[str],
+    said: List[str],
+    trained: Tuple[Path, Path, Any],
+    tmp_path: Path,
+    monkeypatch: Patch,
 ) -> None:
-    data = training.make_data(tmp_path)
+    data, folder, right = trained
     break_it(monkeypatch)
-    found = [
-        attempt(check.__name__, lambda: check(data, tmp_path, "cpu"))  # noqa: B023
-        for check in (training.check_training, training.check_generation)
-    ]
+    if verdicts[0] == OK:  # what is wrong comes after the training
+        found = [right]
+    else:
+        folder = tmp_path
+        found = [attempt("training", lambda: training.check_training(data, folder, "cpu"))]
+    found.append(attempt("generation", lambda: training.check_generation(data, folder, "cpu")))
     assert [verdict.verdict for verdict in found] == verdicts, found
     assert all(text in verdict.text for text, verdict in zip(said, found, strict=True)), found
 
@@ -218,7 +234,7 @@ def test_a_device_that_is_not_there_is_named(device: str, capsys: pytest.Capture
     assert said.out == ""
 
 
-@pytest.mark.parametrize("where", [training, cost])
+@pytest.mark.parametrize("where", [training, pytest.param(cost, marks=pytest.mark.long)])
 def test_interrupted_it_leaves_nothing(
     where: Any, small: None, monkeypatch: Patch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -314,3 +330,8 @@ def test_the_whole_command(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130 and said.endswith("interrupted: run the same command again\n")
         assert not os.listdir(tmp_path)
+
+
+def test_what_is_not_installed_is_named() -> None:
+    verdict = attempt("import", lambda: importlib.import_module("no_such_package"))
+    assert (verdict.verdict, verdict.text) == (FAILED, "no_such_package is not installed here: see docs/install.md")

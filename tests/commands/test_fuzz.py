@@ -306,7 +306,7 @@ CONFIGS = st.binary(max_size=200) | st.text("ab:-{}[]&*!'\"\n \t#|%@,?1", max_si
 @given(content=CONFIGS)
 @example(content=b"x: !!python/object/apply:os.mkdir [executed]")
 @example(content=b"?")
-@settings(FILES, max_examples=12)
+@settings(FILES, max_examples=5)
 def test_random_bytes_as_a_config(content: bytes, tmp_path: Path) -> None:
     """Composed, or refused with a sentence; nothing in it is run."""
     (tmp_path / "x.yaml").write_bytes(content)

@@ -12,7 +12,7 @@ from luna_fairseq.cli import COMMANDS, main
 from luna_fairseq.commands import fetch, prepare, table
 
 GROUPS: Dict[str, Dict[str, Any]] = {"prepare": prepare.KINDS, "fetch": fetch.NAMES, "table": table.EXPERIMENTS}
-FOLDERS = ("user-dir", "configs", "scripts")  # these print one: there is nothing to show
+FOLDERS = ("user-dir", "configs", "scripts")  # these print one, for other commands
 EVERY = [
     (),
     *((name,) for name in COMMANDS if name not in FOLDERS),
@@ -47,6 +47,18 @@ def test_help(command: Tuple[str, ...]) -> None:
             given = {word for word in example if re.fullmatch(r"--[a-z][\w-]*", word)}
             others = {"run": {"--arch", "--optimizer", "--max-tokens"}}.get(command[0], set())
             assert given - others <= set(re.findall(r"--[a-z][\w-]*", text)), example
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_help_of_a_folder_shows_where_it_goes(name: str) -> None:
+    text = _help((name,))
+    assert "\n\n    " in text and f"$(luna-fairseq {name})" in text
+
+
+@pytest.mark.parametrize("command", EVERY, ids=" ".join)
+def test_help_fits_a_screen(command: Tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # for what argparse wraps itself
+    assert max(map(len, _help(command).splitlines())) <= 120
 
 
 def test_defaults_are_told() -> None:

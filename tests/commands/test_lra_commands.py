@@ -1,5 +1,7 @@
 """Long Range Arena through fairseq's real commands."""
 
+import copy
+import functools
 import random
 import re
 import shutil
@@ -92,7 +94,11 @@ def _validate(data: Path, checkpoint: Path, *args: Any, task: str = "lra-text", 
     )
 
 
-@pytest.mark.parametrize("arch", PUBLISHED)
+@pytest.mark.parametrize(
+    "arch",
+    [arch if arch in ("luna_lra_aan", "luna_lra_pf32") else pytest.param(arch, marks=pytest.mark.long)
+     for arch in PUBLISHED],
+)  # fmt: skip
 def test_published_command(arena: Path, tmp_path: Path, arch: str) -> None:
     data = arena / ("two" if arch == "luna_lra_aan" else "one")
     classes = ["--sentence-class-num", "2"] if arch == "luna_lra_cifar10" else []
@@ -158,19 +164,25 @@ def test_images(arena: Path, tmp_path: Path) -> None:
     assert "add --input-type image" in said
 
 
-def _load(arena: Path, task: str, arch: str = "luna_lra_pf32", sizes: List[str] = TINY, **options: Any) -> Any:
-    """The task with its model, in this process."""
-    from fairseq import options as fairseq_options
-    from fairseq import tasks
+@functools.cache
+def _parsed(*arguments: str) -> Any:
+    from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+    parser = options.get_training_parser()
+    args = options.parse_args_and_arch(
+        parser, input_args=["/data", "--optimizer", "adam", "--criterion", "lra_cross_entropy", *arguments]
+    )
+    return convert_namespace_to_omegaconf(args)
+
+
+def _load(arena: Path, task: str, arch: str = "luna_lra_pf32", sizes: List[str] = TINY, **options: Any) -> Any:
+    """The task with its model, in this process."""
+    from fairseq import tasks
+
     flags = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", *str(v).split())]
-    parser = fairseq_options.get_training_parser()
-    args = fairseq_options.parse_args_and_arch(
-        parser, input_args=[str(arena), "--task", task, "--arch", arch, "--optimizer", "adam",
-                            "--criterion", "lra_cross_entropy", *sizes, *flags]
-    )  # fmt: skip
-    cfg = convert_namespace_to_omegaconf(args)
+    cfg = copy.deepcopy(_parsed("--task", task, "--arch", arch, *sizes, *flags))
+    cfg.task.data = str(arena)
     loaded = tasks.setup_task(cfg.task)
     loaded.build_model(cfg.model)
     return loaded

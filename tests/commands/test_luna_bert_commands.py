@@ -76,7 +76,9 @@ hydra: {{job: {{chdir: false}}, run: {{dir: {tmp_path / "log"}}}}}
     assert all(torch.equal(v, want[k]) for k, v in _weights(tmp_path / "hydra" / "checkpoint_last.pt").items())
 
 
-@pytest.mark.parametrize("mode", ["none", "complete", "complete_doc", "eos"])
+@pytest.mark.parametrize(
+    "mode", ["none", "complete_doc", *(pytest.param(name, marks=pytest.mark.long) for name in ("complete", "eos"))]
+)
 def test_break_modes_and_whole_words(lm_corpus: LMCorpus, tmp_path: Path, mode: str) -> None:
     words = ["--mask-whole-words", "--bpe", "sentencepiece", "--sentencepiece-model"]
     output = train_bert(
@@ -125,7 +127,14 @@ def test_whole_words_are_masked_whole(lm_corpus: LMCorpus) -> None:
 USUAL_HEAD = pytest.param("sentence_classification_head", marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("head", [USUAL_HEAD, "pooling_classification_head", "attention_classification_head"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "attention_classification_head",
+        USUAL_HEAD,
+        pytest.param("pooling_classification_head", marks=pytest.mark.long),
+    ],
+)
 def test_fine_tune_every_head(lm_corpus: LMCorpus, pretrained: Path, tmp_path: Path, head: str) -> None:
     data = lm_corpus.folder / "pairs"
     flags = [*PAIRS, "--classification-head-name", head, "--restore-file", pretrained / "checkpoint_last.pt"]
@@ -176,7 +185,7 @@ def test_fine_tune_every_head(lm_corpus: LMCorpus, pretrained: Path, tmp_path: P
     assert_close(luna.predict(head, [pair], return_logits=True), want, "from text")
 
 
-@pytest.mark.parametrize("head", [USUAL_HEAD, "attention_classification_head"])
+@pytest.mark.parametrize("head", [USUAL_HEAD, pytest.param("attention_classification_head", marks=pytest.mark.long)])
 def test_multiple_choice(lm_corpus: LMCorpus, pretrained: Path, tmp_path: Path, head: str) -> None:
     output = train_bert(
         *(lm_corpus.folder / "choice", tmp_path, *CHOICE, *START_FRESH, "--max-option-length", "9"),

@@ -68,7 +68,7 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     (tmp_path / "valid.log").write_text(LOG.splitlines()[1])
     output = ["--output", tmp_path / "a.svg"]
     for name, message in (
-        ("none.log", f"No such file or directory: {tmp_path}/none.log"),
+        ("none.log", f"{tmp_path}/none.log does not exist: name one that does"),
         ("valid.log", "the log of valid says no ups of a training: name one with more updates"),
     ):
         said = run_command("luna-fairseq", "plot", tmp_path / name, *output, "--against", "minutes", code=1)

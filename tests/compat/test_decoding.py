@@ -75,7 +75,7 @@ def test_replace_unk_needs_no_dictionary(corpus: Corpus, raw: Corpus, trained: D
     assert set(hypothesis.split()) <= {*source.split(), "<eos>"}
 
 
-@pytest.mark.parametrize("arch", ["luna", "transformer"])
+@pytest.mark.parametrize("arch", ["luna", pytest.param("transformer", marks=pytest.mark.long)])
 def test_diverse_beams(corpus: Corpus, trained: Dict[str, Path], arch: str) -> None:
     """Of 11 sentences in batches of 4; each as if it were alone."""
     usual = ["--beam", 4, "--diverse-beam-groups", 2, "--nbest", 4, "--max-len-b", 9]
@@ -94,7 +94,9 @@ def test_validation_may_print_alignments(corpus: Corpus, tmp_path: Path) -> None
     assert re.search(r"\| valid \|.* bleu ", output)
 
 
-@pytest.mark.parametrize("order", ["luna:luna", "transformer:luna", "luna:transformer"])
+@pytest.mark.parametrize(
+    "order", [pytest.param("luna:luna", marks=pytest.mark.long), "transformer:luna", "luna:transformer"]
+)
 def test_an_ensemble_scores_references(corpus: Corpus, trained: Dict[str, Path], order: str) -> None:
     paths = ":".join(str(trained[arch]) for arch in order.split(":"))
     output = run_command(

@@ -55,7 +55,7 @@ def test_a_run_that_stops_in_the_middle_of_an_epoch_exits_0(runs: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(3))  # which several workers share
-def test_thirty_trainings_that_stop_in_an_epoch_exit_well(part: int, corpus: Corpus, tmp_path: Path) -> None:
-    for run in range(10):
+def test_six_trainings_that_stop_in_an_epoch_exit_well(part: int, corpus: Corpus, tmp_path: Path) -> None:
+    for run in range(2):
         said = train(corpus, tmp_path / str(run), "--max-update", 2, "--data-buffer-size", 10, "--no-save", real=True)
         assert "done training" in said

@@ -37,7 +37,12 @@ def _content(folder: Path) -> Dict[str, Tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", FINISHED)
+QUICK = ("updates", "epochs, not all of them saved")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in FINISHED]
+)
 def test_what_is_finished_stays_as_it_is(name: str, corpus: Corpus, tmp_path: Path) -> None:
     """The command of a finished training may be repeated, as scripts do; fairseq makes another update each time."""
     limit, reason, raised = FINISHED[name]
@@ -84,7 +89,10 @@ NOTHING = ["--no-epoch-checkpoints", "--no-last-checkpoints"]
         ([*NOTHING, "--disable-validation", "--max-update", 1], "leave no checkpoint to save"),
         (["--save-interval", 0, "--max-update", 1], "--save-interval is 0: it must be at least 1"),
         (["--max-epoch", -1], "nothing would be trained, and nothing saved: 0 epochs are done and --max-epoch is -1"),
-        (["--max-update", -1], "nothing would be trained, and nothing saved: 0 updates are done"),
+        pytest.param(
+            ["--max-update", -1], "nothing would be trained, and nothing saved: 0 updates are done",
+            marks=pytest.mark.long,
+        ),
         (["--stop-min-lr", 1, "--max-update", 1], "and nothing saved: the learning rate is"),
         (["--num-shards", 2, "--max-update", 1], "--num-shards is 2 and fairseq-train reads everything"),
     ],

@@ -22,7 +22,13 @@ def evil(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["resume", "finetune", "generate", "interactive", "validate", "average"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("resume", "generate", "average"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("finetune", "interactive", "validate")),
+    ],
+)
 def test_checkpoint_with_code_is_refused_by_every_command(command: str, corpus: Corpus, evil: Path) -> None:
     path = evil / "checkpoint_last.pt"
     before = path.read_bytes()

@@ -170,7 +170,7 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("command", ["fairseq-train", "fairseq-hydra-train"])
+@pytest.mark.parametrize("command", ["fairseq-train", pytest.param("fairseq-hydra-train", marks=pytest.mark.long)])
 def test_a_second_training_is_refused(command: str, corpus: Corpus, tmp_path: Path) -> None:
     save = tmp_path / "save"
     options = ["--max-update", 1]

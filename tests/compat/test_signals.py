@@ -71,7 +71,7 @@ CASES: Dict[str, Tuple[List[Any], Any, int, int]] = {
 }
 
 
-QUICK = ("nothing is due", "in a validation", "the epoch ends unsaved")
+QUICK = ("in a validation", "the epoch ends unsaved")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,13 @@ def test_it_goes_on_as_if_nothing_had_been(
         assert all(torch.equal(last[0][key], last[1][key]) for key in last[0])
 
 
-@pytest.mark.parametrize("number", signals.SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        number if number == signal.SIGHUP else pytest.param(number, marks=pytest.mark.long)
+        for number in signals.SIGNALS
+    ],
+)
 def test_each_signal(number: int, corpus: Corpus, tmp_path: Path) -> None:
     code, said = train_here(corpus, tmp_path / "save", SHORT, lambda: at(*STEP, 2, kill(number)))
     assert code == 128 + number
@@ -184,7 +190,7 @@ def test_no_save(corpus: Corpus, tmp_path: Path) -> None:
     assert "ended by SIGTERM after update 3, and nothing is saved, because of --no-save" in said.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_data_workers_leave_it_to_the_training(number: int, corpus: Corpus, tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to all of them."""
     options = ["--max-epoch", 20, "--num-workers", 2, "--data-buffer-size", 0, "--batch-size", 2]

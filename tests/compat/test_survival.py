@@ -64,17 +64,18 @@ def _is_alive(group: int) -> bool:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
-def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus, tmp_path: Path) -> None:
+def test_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus, tmp_path: Path) -> None:
     """While it starts, between updates and while it saves; the data workers are left to themselves."""
+    often, updates = (2, 250) if name == "adam" else (1, 150)  # 10 kills, or 5
     data = lm_corpus.shards if name == "masked_lm" else corpus.data
-    command = ["fairseq-train", data, "--user-dir", USER_DIR, *LONG[name], "--dropout", 0.1, "--max-update", 400]
+    command = ["fairseq-train", data, "--user-dir", USER_DIR, *LONG[name], "--dropout", 0.1, "--max-update", updates]
     command += [*OFTEN, "--num-workers", 2, "--data-buffer-size", 10, "--save-dir"]
     want = run_command(*command, tmp_path / "whole")
     losses = dict(zip(logged(want, "num_updates"), logged(want, "loss"), strict=True))
-    assert len(losses) == 400
+    assert len(losses) == updates
 
     choose = random.Random(20)
-    moments = ["start"] * 4 + ["update"] * 8 + ["save"] * 8
+    moments = ["start"] * often + ["update"] * 2 * often + ["save"] * 2 * often
     choose.shuffle(moments)
     in_a_save, seen, groups = 0, set(), []
     for number, moment in enumerate(moments):  # which grows below
@@ -106,8 +107,8 @@ def test_20_kills_change_nothing(name: str, corpus: Corpus, lm_corpus: LMCorpus,
         for update, loss in zip(logged(said, "num_updates"), logged(said, "loss"), strict=True):
             assert loss == losses[update], f"update {update} after {number} kills"
             seen.add(update)
-    assert in_a_save >= 4, f"only {in_a_save} of {len(moments)} kills while a checkpoint was saved"
-    assert 50 < len(seen) < 400
+    assert in_a_save >= often, f"only {in_a_save} of {len(moments)} kills while a checkpoint was saved"
+    assert 10 * often < len(seen) < updates
 
     said = run_command(*command, tmp_path / "killed")
     assert all(losses[k] == loss for k, loss in zip(logged(said, "num_updates"), logged(said, "loss"), strict=True))

@@ -232,7 +232,13 @@ def test_unfinished_shards_are_done_again(text: Path, out: Path, tmp_path: Path)
     assert (shard0 / "train.bin").stat().st_mtime_ns == kept
 
 
-@pytest.mark.parametrize("moment", [".work/plan.json", ".work/shard1.json", "data-bin/shard0"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ".work/shard1.json",
+        *(pytest.param(name, marks=pytest.mark.long) for name in (".work/plan.json", "data-bin/shard0")),
+    ],
+)
 def test_killed_and_run_again(moment: str, text: Path, out: Path, tmp_path: Path) -> None:
     again = tmp_path / "out"
     command = [REAL / "luna-fairseq", "prepare", "corpus", *usual(text, again)]

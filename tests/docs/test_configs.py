@@ -62,7 +62,11 @@ def _from_command_line(arch: str, *flags: str) -> Dict[str, Any]:
     return OmegaConf.to_container(convert_namespace_to_omegaconf(_parsed(arch, *flags)).model)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+def _long_but(archs: List[str], *quick: str) -> List[Any]:
+    return [arch if arch in quick else pytest.param(arch, marks=pytest.mark.long) for arch in archs]
+
+
+@pytest.mark.parametrize("arch", _long_but(ARCHITECTURES, "luna", "luna_base_untied"))
 def test_an_architecture_is_the_same_on_both_command_lines(arch: str) -> None:
     sizes = {"encoder_layers": 5, "decoder_embed_dim": 256, "encoder_embed_dim": 256, "dropout": 0.25}
     for changes in ({}, sizes):
@@ -81,7 +85,7 @@ def test_an_architecture_is_the_same_on_both_command_lines(arch: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--untie-luna-kv", "--fix-projection-length"])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", _long_but(ARCHITECTURES, "luna_base_untied"))
 def test_a_flag_turns_its_option_on_whatever_the_architecture(arch: str, flag: str) -> None:
     assert vars(_parsed(arch, flag))[flag[2:].replace("-", "_")] is True
 
@@ -112,7 +116,13 @@ def test_layers_with_a_position_bias_are_the_others_but_for_that() -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", ["luna", "luna_base_untied", "luna_bert", "luna_base_2048", "lra", "luna_lra_listop"]
+    "arch",
+    _long_but(
+        ["luna", "luna_base_untied", "luna_bert", "luna_base_2048", "lra", "luna_lra_listop"],
+        "luna",
+        "luna_bert",
+        "lra",
+    ),
 )
 def test_the_position_bias_is_off_unless_asked_for(arch: str) -> None:
     given = _from_command_line(arch, "--packed-position-bias", "0.5")
@@ -174,7 +184,7 @@ BERT_SIZES = {  # encoder_layers, encoder_embed_dim, max_positions, projection_l
 }
 
 
-@pytest.mark.parametrize("arch", BERT_SIZES)
+@pytest.mark.parametrize("arch", _long_but(list(BERT_SIZES), "luna_bert", "luna_base_untied_512", "luna_large_2048"))
 def test_a_masked_lm_architecture_is_the_same_on_both_command_lines(arch: str) -> None:
     task = ["--task", "masked_lm", "--criterion", "masked_lm"]
     by_flags = _same_on_both(arch, "masked_lm/pretrain_small", task, "projection_length", "max_positions")
@@ -232,10 +242,12 @@ LRA_SIZES = {
 
 @pytest.mark.parametrize(
     "arch",
-    [
-        *(f"luna_lra_{size}" for size in LRA_SIZES),
-        *(pytest.param(f"transformer_lra_{size}", marks=pytest.mark.long) for size in list(LRA_SIZES)[:-1]),
-    ],
+    _long_but(
+        [*(f"luna_lra_{size}" for size in LRA_SIZES), *(f"transformer_lra_{size}" for size in list(LRA_SIZES)[:-1])],
+        "luna_lra_listop",
+        "luna_lra_aan",
+        "luna_lra_pf128",
+    ),
 )
 def test_a_long_range_arena_architecture_is_the_same_on_both_command_lines(arch: str) -> None:
     layers, _, size = arch.split("_")
@@ -267,7 +279,9 @@ def test_a_long_range_arena_architecture_is_the_same_on_both_command_lines(arch:
         ("pathfinder", 1e-3, 512, 62_500, 4000, 0.0, 0.2, 0.1),
     ],
 )
-@pytest.mark.parametrize("layers", ["luna_16", "luna_128", "luna_256", "transformer"])
+@pytest.mark.parametrize(
+    "layers", _long_but(["luna_16", "luna_128", "luna_256", "transformer"], "luna_16", "transformer")
+)
 def test_the_paper_s_long_range_arena_settings(
     name: str, lr: float, batch: int, updates: int, warmup: int, decay: float, dropout: float,
     attention_dropout: float, layers: str,

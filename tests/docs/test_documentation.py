@@ -50,6 +50,8 @@ RUN = {
     ("docs/wmt14.md", "WMT'14 English-German"): "tests/docs/test_page_commands.py",
     ("docs/multi30k.md", "Multi30k"): "tests/docs/test_page_commands.py",
     ("docs/many-processes.md", "Many processes, many machines"): "tests/docs/test_page_commands.py",
+    ("docs/export.md", "Weights, options and tokenizer files"): "tests/commands/test_export.py",
+    ("docs/export.md", "ONNX and torch.export"): "tests/commands/test_export.py",
     ("docs/doctor.md", "`luna-fairseq doctor`"): "tests/commands/test_doctor.py",
     ("docs/doctor.md", "`luna-fairseq run`"): "tests/commands/test_run.py",
     ("docs/install.md", "Does it work?"): "tests/commands/test_doctor.py",

@@ -21,7 +21,14 @@ def _hypotheses(text: str) -> Dict[str, List[Tuple[float, str]]]:
     return found
 
 
-@pytest.mark.parametrize("batch", [["--batch-size", "7"], ["--batch-size", "1"], ["--max-tokens", "200"]])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        ["--batch-size", "7"],
+        pytest.param(["--batch-size", "1"], marks=pytest.mark.long),
+        pytest.param(["--max-tokens", "200"], marks=pytest.mark.long),
+    ],
+)
 def test_generates_the_stored_hypotheses(shared_golden: Path, batch: List[str]) -> None:
     got = _hypotheses(
         run_command(

@@ -21,8 +21,9 @@ from luna_fairseq.models.lra import CLS, LRAModel
 from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.models.luna_bert import LunaBertModel
 from luna_fairseq.models.luna_lm import LunaLanguageModel
-from luna_fairseq.ops import causal
+from luna_fairseq.ops import both_sums, products
 from support.models import (
+    PAD,
     assert_close,
     make_batch,
     make_bert_config,
@@ -154,7 +155,10 @@ def test_traced_models_are_right_at_other_lengths(name: str, kind: str, first: i
         warnings.simplefilter("ignore")  # of values that are taken for constants
         traced = torch.jit.trace(model, batch(_LENGTHS[kind][first]), check_trace=False)
         for lengths in _LENGTHS[kind]:
-            assert_close(traced(*batch(lengths)), model(*batch(lengths)), f"lengths {lengths}")
+            inputs = batch(lengths)
+            # What stands at padded targets is read by nobody, and a graph masks more of it.
+            real = inputs[-1].ne(PAD) if isinstance(model.model, LunaModel) else ...
+            assert_close(traced(*inputs)[real], model(*inputs)[real], f"lengths {lengths}")
 
 
 @pytest.mark.parametrize("name", ["luna", "luna_base_untied", "luna_bert", "luna_lm", "lra", "luna+bias", "lra+bias"])
@@ -174,7 +178,8 @@ def test_a_gradient_penalty_has_gradients(name: str, monkeypatch: pytest.MonkeyP
     with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
         got = gradients()
         monkeypatch.setattr(ops, "folding_pays", lambda *_: False)
-        monkeypatch.setattr(causal, "causal_products", lambda q, k, v, scale: scale * ((q @ k.mT).tril() @ v))
+        for module in (both_sums, products):
+            monkeypatch.setattr(module, "making_a_graph", lambda: True)
         want = gradients()
     largest = max(grad.abs().max().item() for grad in want if grad is not None)
     for one, other in zip(got, want, strict=True):

@@ -232,11 +232,16 @@ def test_a_training_that_is_killed(tmp_path: Path) -> None:
     assert code == 128 + signal.SIGKILL and "multi30k.sh: training failed: | train_inner | working (log: " in said
 
 
+KEPT_OUT = [TRAIN, ("multi30k prepare {text}", "fairseq-preprocess"), ("demo", "fairseq-train"),
+            (f"wmt14 generate {WMT14}", "fairseq-generate"),
+            ("lra test text luna_16", "fairseq-validate")]  # fmt: skip
+
+
 @pytest.mark.parametrize("killed", [False, True])
-@pytest.mark.parametrize(("words", "block"), [TRAIN, ("multi30k prepare {text}", "fairseq-preprocess"),
-                                              ("demo", "fairseq-train"),
-                                              (f"wmt14 generate {WMT14}", "fairseq-generate"),
-                                              ("lra test text luna_16", "fairseq-validate")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "block"),
+    [case if case in KEPT_OUT[:2] else pytest.param(*case, marks=pytest.mark.long) for case in KEPT_OUT],
+)
 def test_a_second_script_is_kept_out(words: str, block: str, killed: bool, tmp_path: Path) -> None:
     """As long as the command works, also if the first script was killed and cannot pass anything on."""
     first = _begin(tmp_path, words, block)

@@ -218,7 +218,10 @@ def end(work: Callable[[], Any]) -> NoReturn:
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         code, interrupted = 1, isinstance(error, KeyboardInterrupt)
-    threading._shutdown()  # type: ignore[attr-defined]
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+    except Exception as error:  # an interpreter prints it, and ends with the code that it had
+        sys.excepthook(type(error), error, error.__traceback__)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:

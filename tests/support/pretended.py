@@ -206,7 +206,6 @@ def _count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
     seen: Dict[int, Tensor] = {}
     for argument, value in given.items():
         only_written = argument in written and (argument == "out" or name in ("copy_", "zero_", "fill_"))
-        only_written |= name.startswith("new_") or name.endswith("s_like") or name == "full_like"
         if not only_written:
             seen |= {id(x): x for x in tree_flatten(value)[0] if isinstance(x, Tensor)}
     read = [_bytes(x) for x in seen.values()]
@@ -229,7 +228,7 @@ def _mixed(name: str, args: Any, on_cpu: List[Tensor]) -> None:
         return
     if bad:
         raise MixedDevicesError(
-            f"{name}: {', '.join(str(tuple(x.shape)) for x in bad)} on the CPU among the device's, {_here(4)}"
+            f"{name}: {', '.join(str(tuple(x.shape)) for x in bad)} on the CPU among those of the device, {_here(4)}"
         )
 
 
@@ -353,21 +352,12 @@ def _baddbmm_wide(total: Tensor, x: Tensor, y: Tensor, out_dtype: torch.dtype, *
 
 
 # What a CPU has not, or has otherwise.
-def _bmm_wide_into(x: Tensor, y: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
-    return torch.bmm(x.to(out_dtype), y.to(out_dtype), out=out)
-
-
-def _baddbmm_wide_into(total: Tensor, x: Tensor, y: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
-    return torch.baddbmm(total, x.to(out_dtype), y.to(out_dtype), out=out)
-
-
 _EMULATED: Dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
 }
 if hasattr(aten.bmm, "dtype"):
-    _EMULATED |= {aten.bmm.dtype: _bmm_wide, aten.bmm.dtype_out: _bmm_wide_into}
-    _EMULATED |= {aten.baddbmm.dtype: _baddbmm_wide, aten.baddbmm.dtype_out: _baddbmm_wide_into}
+    _EMULATED |= {aten.bmm.dtype: _bmm_wide, aten.baddbmm.dtype: _baddbmm_wide}
 
 
 def _product(x: Tensor, y: Tensor) -> int:
@@ -377,8 +367,8 @@ def _product(x: Tensor, y: Tensor) -> int:
 _operations: Dict[Any, Callable[..., int]] = {}
 if hasattr(aten.bmm, "dtype"):
     _operations = {
-        **dict.fromkeys((aten.bmm.dtype, aten.bmm.dtype_out), lambda x, y, *_, **__: _product(x, y)),
-        **dict.fromkeys((aten.baddbmm.dtype, aten.baddbmm.dtype_out), lambda _, x, y, *__, **___: _product(x, y)),
+        aten.bmm.dtype: lambda x, y, *_, **__: _product(x, y),
+        aten.baddbmm.dtype: lambda _, x, y, *__, **___: _product(x, y),
     }
 
 

@@ -53,8 +53,11 @@ from fairseq.sequence_generator import EnsembleModel, EnsembleModelWithAlignment
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.masked_lm import MaskedLMConfig
+from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
+from fairseq.tasks.semisupervised_translation import SemisupervisedTranslationTask
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
 from hydra._internal import utils as hydra_utils
 from omegaconf import OmegaConf
@@ -507,6 +510,14 @@ def train_on_a_cpu(folder: Path, patch: Patch) -> None:
         assert model.device_ids is None
     finally:
         torch.distributed.destroy_process_group()
+
+
+def let_tasks_gather(folder: Path, patch: Patch) -> None:
+    trainer = make_trainer(folder)
+    told: List[bool] = []
+    trainer.task.gather_state = lambda: told.append(True)
+    trainer.consolidate_optimizer()
+    assert told
 
 
 # pruning
@@ -988,6 +999,37 @@ def pass_signals_on(folder: Path, patch: Patch) -> None:
     assert seen.value.code == 128 + signal.SIGUSR1
 
 
+# tasks
+
+
+def keep_both_names(folder: Path, patch: Patch) -> None:
+    dictionaries = [make_dictionary(9) for _ in range(2)]
+    options = Namespace(langs="a,b", data=str(folder), left_pad_source=True, left_pad_target=False)
+    assert TranslationFromPretrainedBARTTask(options, *dictionaries).args is options
+
+
+def begin_sums(folder: Path, patch: Patch) -> None:
+    task = SemisupervisedTranslationTask.__new__(SemisupervisedTranslationTask)
+    patch.setattr(task, "lang_pairs", ["a-b", "b-a"], raising=False)
+    for name, weight in (("parallel", 1.0), ("otf_bt", 0.0), ("denoising", 0.0)):
+        patch.setattr(task, f"lambda_{name}", weight, raising=False)
+    model = SimpleNamespace(train=lambda: None, models={"a-b": None, "b-a": None})
+    sample = {"a-b": {"x": 1}, "b-a": {"x": 1}}
+
+    def criterion(*_: Any) -> Any:
+        return torch.tensor(2.0), 3, {"loss": 2.0, "ntokens": 3}
+
+    optimizer = SimpleNamespace(backward=lambda loss: None)
+    done = task.train_step(sample, model, criterion, optimizer, 0)
+    assert done == (4.0, 6, {"loss": 4.0, "ntokens": 6})
+
+
+def want_an_architecture_for_pairs(folder: Path, patch: Patch) -> None:
+    task = MultilingualTranslationTask(Namespace(lang_pairs=["a-b"]), {}, training=True)
+    with pytest.raises(ValueError, match=r"--arch is luna and .* take --arch multilingual_luna or"):
+        task.build_model(OmegaConf.create({"_name": "luna"}))
+
+
 # options
 
 
@@ -1004,7 +1046,7 @@ def evaluate_data_only(folder: Path, patch: Patch) -> None:
         utils.eval_bool("exit")
 
 
-# tasks
+# tasks with their data checked
 
 
 def CheckedTranslationTask(folder: Path, patch: Patch) -> None:

@@ -205,3 +205,38 @@ def test_the_option_of_the_model_is_for_training(folder: Path) -> None:
         from_checkpoint=True,
     )  # fmt: skip
     assert model.carry_state and not task._carriers
+
+
+def test_every_process_takes_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process saves for all; another number of processes had other rows."""
+    carriers = [Carrier(restart=False) for _ in range(2)]
+    for rank, carrier in enumerate(carriers):
+        carrier.blocks = torch.tensor([rank])
+        carrier.carry.after = {"real": torch.tensor([[9, 10 + rank], [9, 20 + rank]])[:, -1]}
+
+    def gather_object(own: Any, everything: Any, group: Any) -> None:
+        if everything is not None:
+            everything[:] = [own, *(carrier._own_state() for carrier in carriers[1:])]
+
+    def be(rank: int, processes: int) -> None:
+        for name, value in {"rank": rank, "world_size": processes, "group": None}.items():
+            monkeypatch.setattr(f"fairseq.distributed.utils.get_data_parallel_{name}", lambda value=value: value)
+
+    monkeypatch.setattr("torch.distributed.gather_object", gather_object)
+    for rank in (1, 0):
+        be(rank, 2)
+        carriers[rank].gather()
+    saved = carriers[0].state_dict()
+    assert "processes" not in carriers[1].state_dict()
+    for rank in range(2):
+        be(rank, 2)
+        again = Carrier(restart=False)
+        again.load_state_dict(saved)
+        assert again.blocks is not None and again.blocks.tolist() == [rank]
+        assert again.carry.after["real"].tolist() == [10 + rank, 20 + rank]
+        assert again.carry.after["real"].is_contiguous()
+    for processes, state in ((1, saved), (3, saved), (2, Carrier(restart=False).state_dict())):
+        be(0, processes)
+        again = Carrier(restart=False)
+        again.load_state_dict(state)
+        assert again.blocks is not None and again.blocks.tolist() == [] and again.carry.after == {}

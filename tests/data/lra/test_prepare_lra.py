@@ -151,6 +151,7 @@ def test_published_listops(prepare: Prepare, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["listops", "out"]
 
 
+@pytest.mark.long
 def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
     """A smoke run before the real one; a run that is interrupted, one that was killed; a finished one again."""
     out = tmp_path / "out"

@@ -1,9 +1,10 @@
 """What a GPU would be asked for, counted on a pretended one: the tables of docs/gpu.md.
 
-    PYTHONPATH=tests python -m scripts.gpu_counts [--json FILE] [--before FILE]
+    PYTHONPATH=tests:. python -m support.gpu_counts [--json FILE]
 
-Layers run on shapes alone, forward and backward; decoding runs on values. Times follow from the counts: a kernel takes
-as long as its bytes at 80 % of an H100's bandwidth, its operations at a part of its peak, or its launch.
+Layers run on shapes alone, forward and backward; decoding runs on values. Times follow from the counts: a kernel is
+taken to last as long as its bytes at 80 % of an H100's bandwidth, its operations at a part of its peak that is known
+to be reached, or its launch, whichever is longest.
 """
 
 import argparse
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
-from support import pretended
 
 from luna_fairseq.modules import CausalLunaAttention
 from scripts.bench.layers import SelfAttention, SoftmaxAttention
 from scripts.bench.whole_models import build_model, random_tokens
+from support import pretended
 
 BANDWIDTH = 0.8 * 3.35e12  # bytes a second
 LAUNCH = 5e-6  # seconds

@@ -12,7 +12,6 @@ from fairseq.models.transformer import (
 )
 from fairseq.modules import LayerNorm
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
-from fairseq.utils import make_positions
 from torch import Tensor, nn
 
 from luna_fairseq import ops
@@ -246,7 +245,8 @@ class LunaDecoder(TransformerDecoderBase):
             return positions_from(embed, tokens[:, -new:], start, self.padding_idx)
         if new == tokens.size(1):
             return embed(tokens)
-        index = make_positions(tokens, self.padding_idx)[:, -new:]
+        real = tokens.ne(self.padding_idx)  # fairseq's make_positions, in half as many passes
+        index = real.cumsum(dim=1)[:, -new:] * real[:, -new:] + self.padding_idx
         if isinstance(embed, nn.Embedding):
             return nn.functional.embedding(index, embed.weight)
         if embed.weights.size(0) < self.padding_idx + 1 + tokens.size(1):

@@ -268,8 +268,8 @@ class CausalLunaAttention(_LunaAttentionBase):
 
         With an ``incremental_state`` the positions follow those of earlier calls, one or several at a time;
         the state is two sums (one, if kv are tied) and an integer count per row, and the queries of P,
-        computed once per sentence, with the mask of P. Where that is less work than projecting, the queries are kept
-        with the projection of the positions folded into them. In a beam search S sentences have B / S consecutive
+        computed once per sentence, with the mask of P. On a GPU the queries are kept with the projection of the
+        positions folded into them, too. In a beam search S sentences have B / S consecutive
         rows each; everywhere else S = B.
 
         Args:
@@ -301,8 +301,7 @@ class CausalLunaAttention(_LunaAttentionBase):
                 state = carried or ops.CausalState.start(packed_query, query.size(0), self.tie_kv, none)
                 packed_mask = ops.additive_mask(packed_mask, state.key_sum.dtype)  # once, and not in every step
                 packed_query = packed_query.contiguous()  # likewise
-                fold = self._plain("pc") if self.num_heads * packed_query.size(2) <= self.embed_dim else []
-                if fold:
+                if ops.folding_spares_launches(packed_query, self.embed_dim) and (fold := self._plain("pc")):
                     folded, constant = ops.folded_rows(packed_query, fold[0])
 
         q = _split_heads(self.q_proj(query), self.num_heads)

@@ -35,6 +35,7 @@ from luna_fairseq.ops.folded import (
     folded_scores,
     folded_unpack,
     folding_pays,
+    folding_spares_launches,
     scores_of_folded,
 )
 from luna_fairseq.ops.position_bias import PositionBias, RowPlaces, add_position_bias, row_places
@@ -63,6 +64,7 @@ __all__ = [
     "folded_scores",
     "folded_unpack",
     "folding_pays",
+    "folding_spares_launches",
     "key_mask",
     "row_order",
     "row_places",

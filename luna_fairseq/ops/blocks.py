@@ -13,12 +13,40 @@ SINGLE_PRODUCT = 128
 _CHUNK, _LONG_CHUNK = 32, 64
 _CPU_BLOCK = 2**17  # numbers of keys and values whose copies, products and gradients stay in the caches of a core
 _LEAST_CHUNKS = 8  # of a block, where there are as many: between blocks a sum is kept for the backward pass
-_GROUP = 32  # chunks whose sums are added up by one product, elsewhere than on a CPU
+_GROUP, _LOW_GROUP = 32, 128  # chunks whose sums are added up by one product, elsewhere than on a CPU
+# Where products of bfloat16 may have results in float32.
+WIDE_PRODUCTS = {"cuda"} if hasattr(torch.ops.aten.bmm, "dtype") and torch.version.hip is None else set()
 
 
 def on_cpu(x: Tensor) -> bool:
     """Whether a tensor is on a CPU."""
     return x.device.type == "cpu"
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    """Of sums: float32 or wider."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def operand_type(x: Tensor) -> torch.dtype:
+    """Of what is multiplied: the wide type, but bfloat16 for bfloat16 where products have their sums in float32.
+
+    Not for float16, in which products of queries and keys overflow.
+    """
+    return x.dtype if x.dtype == torch.bfloat16 and x.device.type in WIDE_PRODUCTS else wide_type(x)
+
+
+def product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x @ y`` of ``[n, a, b]`` and ``[n, b, c]``, with its sums in ``dtype``, theirs or a wider one."""
+    return torch.bmm(x, y) if x.dtype == dtype else torch.bmm(x, y, out_dtype=dtype)
+
+
+def add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """Add ``x @ y`` to ``total``, whose type is theirs or a wider one."""
+    if x.dtype == total.dtype:
+        total.baddbmm_(x, y)
+    else:
+        torch.baddbmm(total, x, y, out_dtype=total.dtype, out=total)
 
 
 def chunk_length(head_dim: int, rows: int) -> int:
@@ -51,34 +79,37 @@ class Blocks:
     """
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
-        batch, self.heads, length, _ = key.shape
+        self.batch, self.heads, length, _ = key.shape
         small = length <= SINGLE_PRODUCT
         self.chunk = max(1, length) if small else chunk_length(key.size(-1), value.size(-1))
         self.chunks = length // self.chunk
         self.on_cpu = on_cpu(key)
-        size = _CPU_BLOCK // (key.size(-1) + value.size(-1)) if self.on_cpu else batch * self.heads * length
+        size = _CPU_BLOCK // (key.size(-1) + value.size(-1)) if self.on_cpu else self.batch * self.heads * length
         self.sentences = max(1, size // (self.chunks * self.chunk * self.heads)) if self.chunks else 1
         block = max(_LEAST_CHUNKS, size // (self.chunk * self.heads))
-        self.starts = range(0, batch, self.sentences)
+        self.starts = range(0, self.batch, self.sentences)
         self.ranges = [range(i, min(i + block, self.chunks)) for i in range(0, self.chunks, block)]
 
-    def view(self, x: Tensor, start: int, chunks: range) -> Tensor:
-        """One block of ``x``: ``[chunks, sentences, H, c, E]``, a view."""
-        part = x[start : start + self.sentences, :, chunks.start * self.chunk : chunks.stop * self.chunk]
-        return part.unflatten(2, (-1, self.chunk)).permute(2, 0, 1, 3, 4)
+    def cut(self, x: Tensor) -> Tensor:
+        """``[B, H or 1, N, E]`` as ``[chunks, B, H or 1, c, E]``, a view: what the others take blocks of."""
+        return x.unflatten(2, (self.chunks, self.chunk)).permute(2, 0, 1, 3, 4)
+
+    def view(self, cut: Tensor, start: int, chunks: range) -> Tensor:
+        """One block: ``[chunks, sentences, H or 1, c, E]``, a view."""
+        part = cut if len(chunks) == self.chunks else cut[chunks.start : chunks.stop]
+        return part if self.sentences >= self.batch else part[:, start : start + self.sentences]
 
     def copies(
-        self, *tensors: Tensor, start: int, chunks: range, dtype: Optional[torch.dtype] = None
+        self, *cut: Tensor, start: int, chunks: range, dtype: Optional[torch.dtype] = None
     ) -> Iterator[Tensor]:
         """One block of each, ``[chunks * sentences * H, c, E]``, in ``dtype`` (default: its own)."""
-        for x in tensors:
+        for x in cut:
             part = self.view(x, start, chunks)
-            part = part.to(dtype or x.dtype, memory_format=torch.contiguous_format)
-            yield part.reshape(-1, self.chunk, x.size(-1))
+            yield part.to(dtype or x.dtype, memory_format=torch.contiguous_format).flatten(0, 2)
 
-    def put(self, out: Tensor, x: Tensor, start: int, chunks: range) -> None:
-        """Make ``x``, ``[chunks * sentences * H, c, E]``, a block of ``out``."""
-        target = self.view(out, start, chunks)
+    def put(self, cut: Tensor, x: Tensor, start: int, chunks: range) -> None:
+        """Make ``x``, ``[chunks * sentences * H, c, E]``, one block."""
+        target = self.view(cut, start, chunks)
         target.copy_(x.view(target.shape))
 
     def running(
@@ -122,7 +153,7 @@ class Blocks:
     ) -> Tuple[Tensor, Tensor]:
         """The same of all chunks there are, by products with a triangle of ones: ``cumsum`` is not deterministic."""
         left, right = pairs[0]
-        size = min(count, _GROUP)
+        size = min(count, _LOW_GROUP if left.dtype == torch.bfloat16 else _GROUP)
         groups = -(-count // size)
         sums = left.new_empty((groups * size, *shape))
         own = sums[:count].flatten(0, 1)
@@ -132,13 +163,10 @@ class Blocks:
         if groups * size > count:
             sums[count:].zero_()
         each = sums.view(groups, size, -1)
-        before = _triangle(size, each, backwards).expand(groups, -1, -1)
-        if groups == 1:
-            found = before @ each
-        else:
-            whole = each.sum(dim=1)
-            earlier = _triangle(groups, each, backwards) @ whole
-            found = torch.baddbmm(earlier.unsqueeze(1), before, each)
+        found = torch.bmm(_triangle(size, each, backwards).expand(groups, -1, -1), each)
+        if groups > 1:
+            whole = each.sum(dim=1, dtype=wide_type(each))
+            found.add_((_triangle(groups, whole, backwards) @ whole).unsqueeze(1))
         found = found.view(groups * size, *shape)[:count].flatten(0, 1)
         return found, found[: shape[0]]  # nothing follows that would need the total
 

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luna_fairseq.ops.blocks import Blocks, empty_like_heads, whole_chunks
+from luna_fairseq.ops.blocks import (
+    Blocks,
+    add_product,
+    empty_like_heads,
+    operand_type,
+    product,
+    whole_chunks,
+    wide_type,
+)
 from luna_fairseq.ops.products import causal_products
 from luna_fairseq.ops.tracing import making_a_graph
 
@@ -20,26 +28,41 @@ class _Sums:
     """What both passes need to know of a call.
 
     Args:
-        query, key, value, weights: as of :func:`both_sums`, in whole chunks; no value where it is the key.
-        mean: ``[B, H, N, 1]``.
+        query, key, value, weights, mean: as of :func:`both_sums`, but no value where it is the key.
     """
 
     def __init__(self, query: Tensor, key: Tensor, value: Optional[Tensor], weights: Tensor, mean: Tensor) -> None:
-        self.tensors = query, key, value, weights, mean
-        self.blocks = Blocks(key, weights)
-        self.wide = torch.promote_types(query.dtype, torch.float32)
+        given = (query, key, weights, mean) if value is None else (query, key, weights, mean, value)
+        query, key, weights, mean, *own = whole_chunks(*given)
+        self.blocks = blocks = Blocks(key, weights)
+        self.whole = [query, key, *own, weights]
+        self.heads = [blocks.cut(x) for x in (query, key, *own)]
+        self.weights, self.mean = blocks.cut(weights), blocks.cut(mean)
+        self.tied = value is None
+        self.wide, self.low = wide_type(query), operand_type(query)
         self.scale = query.size(-1) ** -0.5
 
     def copies(self, *more: Tensor, start: int, chunks: range) -> Any:
-        """Of one block: query, key, value, weights and ``more`` in float32 or wider; the mean."""
-        query, key, value, weights, mean = self.tensors
-        tied = value is None
-        given = (query, key, weights, *more) if value is None else (query, key, value, weights, *more)
-        found = list(self.blocks.copies(*given, start=start, chunks=chunks, dtype=self.wide))
-        if tied:
-            found.insert(2, found[1])
-        (own_mean,) = self.blocks.copies(mean, start=start, chunks=chunks)
-        return (*found, own_mean)
+        """One block: query, key, value as they are multiplied, weights with all digits and as those, and ``more``.
+
+        Few numbers are added up in the first positions, and what rounding takes from their scores is not made up for
+        by others. So within a chunk those are made of weights and products with all digits.
+        """
+        q, k, *others = self.blocks.copies(*self.heads, *more, start=start, chunks=chunks, dtype=self.low)
+        v = k if self.tied else others.pop(0)
+        (wide,) = self.blocks.copies(self.weights, start=start, chunks=chunks, dtype=self.wide)
+        return (q, k, v, wide, wide.to(self.low), *others)
+
+    def pairs(self, x: Tensor, y: Tensor, used: Tensor) -> Tensor:
+        """``x y^T`` of positions that do not come before their partner, in the place of ``used`` if that is as wide.
+
+        Of operands with all digits it is rounded last.
+        """
+        products = torch.bmm(x, y.mT, out=used) if used.dtype == x.dtype else torch.bmm(x, y.mT)
+        if x.dtype == self.low:
+            return products.tril_()
+        ones = products.new_ones(products.shape[1:]).tril_()
+        return torch.mul(products, ones, out=products.new_empty(products.shape, dtype=self.low))
 
     def before(
         self, key: Tensor, value: Tensor, weights: Tensor, chunks: range, totals: Tuple[Optional[Tensor], ...]
@@ -64,39 +87,42 @@ class _BothSums(torch.autograd.Function):
         packed_mask: Optional[Tensor],
         dropout: float,
     ) -> Tensor:
-        sums, length = _sums(query, key, value, weights, mean), query.size(2)
+        sums, length = _Sums(query, key, value, weights, mean), query.size(2)
         blocks = sums.blocks
-        out = empty_like_heads(sums.tensors[1])
-        kept: List[
-            Optional[Tensor]
-        ] = []  # of every block: its probabilities, what dropout leaves of them, sums before
+        out = empty_like_heads(sums.whole[1])
+        target = blocks.cut(out)
+        # Of every block: its probabilities, what dropout leaves of them, the sums before.
+        kept: List[Optional[Tensor]] = []
         with torch.autocast(device_type=query.device.type, enabled=False):
             for start in blocks.starts:
-                totals: Tuple[Optional[Tensor], ...] = (None,) if value is None else (None, None)
+                totals: Tuple[Optional[Tensor], ...] = (None,) if sums.tied else (None, None)
                 for chunks in blocks.ranges:
                     # A view would keep the block's sums.
                     before_block = [None if total is None else total.clone() for total in totals]
-                    q, k, v, a, c = sums.copies(start=start, chunks=chunks)
-                    pairs = torch.bmm(q, k.mT).tril_()
-                    scores = torch.bmm(pairs, a)
+                    q, k, v, wide, a = sums.copies(start=start, chunks=chunks)
+                    pairs = product(q, k.mT, sums.wide).tril_()
+                    scores = torch.bmm(pairs, wide)
                     if blocks.chunks > 1:
                         before, values_before, totals = sums.before(k, v, a, chunks, totals)
-                        scores.baddbmm_(q, before)
-                    scores.mul_(c * sums.scale)
+                        add_product(scores, q, before)
+                    mean_of = blocks.view(sums.mean, start, chunks)
+                    by_position = scores.view(len(chunks), -1, blocks.heads, *scores.shape[1:])
+                    by_position.mul_(mean_of * sums.scale)
                     if packed_mask is not None:
-                        _close(scores, packed_mask, blocks, start, chunks)
-                    probabilities = torch.softmax(scores, dim=-1)
+                        own = (
+                            packed_mask if packed_mask.size(0) == 1 else packed_mask[start : start + blocks.sentences]
+                        )
+                        by_position.masked_fill_(~own, float("-inf"))
+                    probabilities = torch.softmax(by_position, dim=-1)
                     dropped = None
-                    p = probabilities
                     if dropout > 0.0:
-                        dropped = torch.empty_like(p, dtype=torch.bool).bernoulli_(1.0 - dropout)
-                        p = p * dropped * _kept_factor(dropout)
-                    p = p * c
-                    torch.bmm(p, a.mT, out=pairs).tril_()
-                    o = torch.bmm(pairs, v)
+                        dropped = torch.empty_like(probabilities, dtype=torch.bool).bernoulli_(1.0 - dropout)
+                    wide_p = (probabilities * _passed(mean_of, dropped, dropout)).flatten(0, 2)
+                    pairs = sums.pairs(wide_p, wide, pairs)
+                    o = None
                     if blocks.chunks > 1:
-                        o.baddbmm_(p, values_before.mT)
-                    blocks.put(out, o, start, chunks)
+                        o = torch.bmm(wide_p.to(sums.low), values_before.mT)
+                    blocks.put(target, _plus(o, pairs, v), start, chunks)
                     kept += [probabilities, dropped, *before_block]
         ctx.dropout = dropout
         ctx.save_for_backward(query, key, value, weights, mean, packed_mask, *kept)
@@ -108,12 +134,13 @@ class _BothSums(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             return _differentiable_gradients(ctx, kept, grad)
         length = query.size(2)
-        sums = _sums(query, key, value, weights, mean)
+        sums = _Sums(query, key, value, weights, mean)
         blocks = sums.blocks
         (grad,) = whole_chunks(query, key, weights, grad)[3:]
-        given = [x for x in sums.tensors[:4] if x is not None]
-        outs = [empty_like_heads(x) for x in given]
-        of_block = 3 if value is None else 4
+        grad = blocks.cut(grad)
+        outs = [empty_like_heads(x) for x in sums.whole]
+        targets = [blocks.cut(x) for x in outs]
+        of_block = 3 if sums.tied else 4
         position = len(kept)
         with torch.autocast(device_type=query.device.type, enabled=False):
             for start in reversed(blocks.starts):
@@ -122,60 +149,69 @@ class _BothSums(torch.autograd.Function):
                 for chunks in reversed(blocks.ranges):
                     position -= of_block
                     probabilities, dropped, *totals = kept[position : position + of_block]
-                    q, k, v, a, g, c = sums.copies(grad, start=start, chunks=chunks)
-                    passed = c if dropped is None else c * _kept_factor(ctx.dropout) * dropped
-                    p = probabilities * passed
+                    q, k, v, wide, a, g = sums.copies(grad, start=start, chunks=chunks)
+                    mean_of = blocks.view(sums.mean, start, chunks)
+                    passed = _passed(mean_of, dropped, ctx.dropout)
+                    wide_p = (probabilities * passed).flatten(0, 2)
+                    p = wide_p.to(sums.low)
                     if blocks.chunks > 1:
                         before, values_before, _ = sums.before(k, v, a, chunks, tuple(totals))
 
-                    pairs = torch.bmm(g, v.mT).tril_()
-                    d_a = torch.bmm(pairs.mT, p)
-                    d_p = torch.bmm(pairs, a)
+                    pairs = product(g, v.mT, sums.wide).tril_()
+                    d_a = torch.bmm(pairs.mT, wide_p)
+                    d_p = torch.bmm(pairs, wide)
                     if blocks.chunks > 1:
-                        d_p.baddbmm_(g, values_before)
-                    d_p.mul_(passed)
+                        add_product(d_p, g, values_before)
+                    d_p = d_p.view(probabilities.shape).mul_(passed)
                     d_scores = torch._softmax_backward_data(d_p, probabilities, -1, d_p.dtype)
-                    d_scores = d_scores.mul_(c * sums.scale)
+                    wide_scores = d_scores.mul_(mean_of * sums.scale).flatten(0, 2)
+                    d_scores = wide_scores.to(sums.low)
 
-                    torch.bmm(p, a.mT, out=pairs).tril_()
-                    d_v = torch.bmm(pairs.mT, g)
-                    torch.bmm(q, k.mT, out=pairs).tril_()
-                    d_a.baddbmm_(pairs.mT, d_scores)
-                    torch.bmm(d_scores, a.mT, out=pairs).tril_()
-                    d_q = torch.bmm(pairs, k)
-                    d_k = d_v.baddbmm_(pairs.mT, q) if value is None else torch.bmm(pairs.mT, q)
+                    d_q: Optional[Tensor] = None
+                    d_k: Optional[Tensor] = None
+                    d_v: Optional[Tensor] = None
                     if blocks.chunks > 1:
-                        d_q.baddbmm_(d_scores, before.mT)
+                        d_q = torch.bmm(d_scores, before.mT)
                         # What later chunks want of this one: the sums run backwards.
                         of_keys, of_values = [(q, d_scores)], [(g, p)]
-                        if value is None:
-                            later, later_keys = blocks.running(
-                                of_keys + of_values, chunks, later_keys, backwards=True
-                            )
+                        if sums.tied:
+                            of_keys += of_values
                         else:
-                            later, later_keys = blocks.running(of_keys, chunks, later_keys, backwards=True)
                             after, later_values = blocks.running(of_values, chunks, later_values, backwards=True)
-                            d_v.baddbmm_(a, after.mT)
-                            d_a.baddbmm_(v, after)
-                        d_k.baddbmm_(a, later.mT)
-                        d_a.baddbmm_(k, later)
-                    found = (d_q, d_k, d_a) if value is None else (d_q, d_k, d_v, d_a)
-                    for out, d in zip(outs, found, strict=True):
-                        blocks.put(out, d, start, chunks)
+                            d_v = torch.bmm(a, after.mT)
+                            add_product(d_a, v, after)
+                        later, later_keys = blocks.running(of_keys, chunks, later_keys, backwards=True)
+                        d_k = torch.bmm(a, later.mT)
+                        add_product(d_a, k, later)
+                    pairs = sums.pairs(wide_scores, wide, pairs)
+                    d_q = _plus(d_q, pairs, k)
+                    d_k = _plus(d_k, pairs.mT, q)
+                    pairs = sums.pairs(q, k, pairs)
+                    add_product(d_a, pairs.mT, d_scores)
+                    pairs = sums.pairs(p, a, pairs)
+                    if sums.tied:
+                        d_k.baddbmm_(pairs.mT, g)
+                    else:
+                        d_v = _plus(d_v, pairs.mT, g)
+                    found = (d_q, d_k, d_a) if d_v is None else (d_q, d_k, d_v, d_a)
+                    for target, d in zip(targets, found, strict=True):
+                        blocks.put(target, d, start, chunks)
         d_query, d_key, *d_value, d_weights = (out[:, :, :length] for out in outs)
         return d_query, d_key, d_value[0] if d_value else None, d_weights, None, None, None
 
 
-def _sums(query: Tensor, key: Tensor, value: Optional[Tensor], weights: Tensor, mean: Tensor) -> _Sums:
-    query, key, weights, mean, *values = whole_chunks(query, key, weights, mean, *([] if value is None else [value]))
-    return _Sums(query, key, values[0] if values else None, weights, mean)
+def _plus(total: Optional[Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """``total + x y``. What is small comes first: it is rounded once more than the other."""
+    return torch.bmm(x, y) if total is None else total.baddbmm_(x, y)
 
 
-def _close(scores: Tensor, packed_mask: Tensor, blocks: Blocks, start: int, chunks: range) -> None:
-    """Take rows of P that do not belong to the sentence out of one block of scores, in place."""
-    own = ~packed_mask[start : start + blocks.sentences]
-    shape = (len(chunks), -1, blocks.heads, *scores.shape[1:])
-    scores.view(shape).masked_fill_(own, float("-inf"))
+def _passed(mean: Tensor, dropped: Optional[Tensor], dropout: float) -> Tensor:
+    """What the probabilities are multiplied by."""
+    return mean if dropped is None else mean * _kept_factor(dropout) * dropped
+
+
+def _kept_factor(dropout: float) -> float:
+    return 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
 
 
 def _in_two_products(
@@ -204,9 +240,11 @@ def _differentiable_gradients(ctx: Any, kept: List[Optional[Tensor]], grad: Tens
     def dropped(p: Tensor) -> Tensor:
         return p * _whole_mask(ctx, kept, p) * _kept_factor(ctx.dropout) if ctx.dropout > 0.0 else p
 
-    own_value = key if value is None else value
-    out = _in_two_products(query, key, own_value, weights, mean, packed_mask, dropped)
-    inputs = (query, key, value, weights)
+    # Views, since an input may be made of another, or be the same.
+    inputs = [None if x is None else x.view_as(x) for x in (query, key, value, weights)]
+    own = [x for x in inputs if x is not None]
+    q, k, a = own[0], own[1], own[-1]
+    out = _in_two_products(q, k, k if value is None else own[2], a, mean, packed_mask, dropped)
     wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=False) if x is not None and needed]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     gradients = [
@@ -216,22 +254,18 @@ def _differentiable_gradients(ctx: Any, kept: List[Optional[Tensor]], grad: Tens
     return (*gradients, None, None, None)
 
 
-def _kept_factor(dropout: float) -> float:
-    return 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
-
-
 def _whole_mask(ctx: Any, kept: List[Optional[Tensor]], like: Tensor) -> Tensor:
     """What dropout has left in all blocks, in the shape of ``like``, ``[B, H, N, L]``."""
     query, key, value, weights, mean = ctx.saved_tensors[:5]
-    blocks = _sums(query, key, value, weights, mean).blocks
-    (mask,) = whole_chunks(query, key, weights, like.detach())[3:]
-    mask, of_block = torch.empty_like(mask, dtype=torch.bool), 3 if value is None else 4
-    positions = iter(range(1, len(kept), of_block))
-    for start in blocks.starts:
-        for chunks in blocks.ranges:
+    sums = _Sums(query, key, value, weights, mean)
+    mask = torch.empty_like(sums.whole[-1], dtype=torch.bool)
+    target = sums.blocks.cut(mask)
+    positions = iter(range(1, len(kept), 3 if sums.tied else 4))
+    for start in sums.blocks.starts:
+        for chunks in sums.blocks.ranges:
             dropped = kept[next(positions)]
             assert dropped is not None
-            blocks.put(mask, dropped, start, chunks)
+            sums.blocks.put(target, dropped, start, chunks)
     return mask[:, :, : like.size(2)]
 
 
@@ -259,4 +293,4 @@ def both_sums(
     if making_a_graph():  # the number of blocks would be that of one length
         return _in_two_products(query, key, value, pack_weights, mean, packed_mask, lambda p: F.dropout(p, dropout))
     own_value = None if value is key else value
-    return _BothSums.apply(query, key, own_value, pack_weights, mean.expand_as(query[..., :1]), packed_mask, dropout)
+    return _BothSums.apply(query, key, own_value, pack_weights, mean, packed_mask, dropout)

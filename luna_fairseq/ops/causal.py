@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luna_fairseq.ops import fused
+from luna_fairseq.ops.blocks import operand_type, wide_type
 from luna_fairseq.ops.both_sums import both_sums
-from luna_fairseq.ops.products import causal_products
+from luna_fairseq.ops.products import causal_products, wide_scores
+from luna_fairseq.ops.tracing import making_a_graph
 
 
 def _softplus2(scores: Tensor) -> Tensor:
@@ -45,8 +47,12 @@ def causal_pack_weights(context: Tensor, packed_query: Tensor, activation: str) 
     if kernels := fused.kernels(context, packed_query, packed_query, packed_query.size(2)):
         return kernels.causal_pack_weights(context, packed_query, activation)
     with torch.autocast(device_type=context.device.type, enabled=False):
-        wide = torch.promote_types(context.dtype, torch.float32)
-        return CAUSAL_ACTIVATIONS[activation](context.to(wide) @ packed_query.to(wide).mT)
+        wide = wide_type(context)
+        if packed_query.dtype == context.dtype == operand_type(context) != wide and not making_a_graph():
+            scores = wide_scores(context, packed_query)
+        else:
+            scores = context.to(wide) @ packed_query.to(wide).mT
+        return CAUSAL_ACTIVATIONS[activation](scores)
 
 
 class Counted(NamedTuple):
@@ -103,15 +109,14 @@ class Steps:
             if known is before:
                 return found
         batch, length = self._shape
-        if self._padding_mask is not None:
-            steps = (~self._padding_mask).long()
-            steps = steps if length == 1 else steps.cumsum(dim=1)
+        if length == 1 and before is not None:  # one more position needs no count of its own
+            steps = before.unsqueeze(1) + (1 if self._padding_mask is None else ~self._padding_mask)
         else:
-            steps = torch.arange(1, length + 1, device=self._device).expand(batch, -1)
-        if before is not None:
-            # One more position needs no count of its own.
-            one = length == 1 and self._padding_mask is None
-            steps = before.unsqueeze(1) + 1 if one else steps + before.unsqueeze(1)
+            if self._padding_mask is not None:
+                steps = (~self._padding_mask).cumsum(dim=1)
+            else:
+                steps = torch.arange(1, length + 1, device=self._device).expand(batch, -1)
+            steps = steps if before is None else steps + before.unsqueeze(1)
         found = Counted.of(steps, self._dtype)
         self._known.append((before, found))
         return found
@@ -259,7 +264,7 @@ def causal_luna_attention(
         one_step = state is not None and length == 1  # a few small products
         if not one_step and (kernels := fused.kernels(query, key, value, pack_weights.size(-1))):
             mask = None if packed_mask is None else _for_all_rows(packed_mask, batch)
-            options = (mask, padding_mask, pack_dropout, unpack_dropout, state)
+            options = (mask, padding_mask, pack_dropout, unpack_dropout, state, steps)
             return kernels.causal_luna_attention(query, key, value, pack_weights, *options)
 
         if pack_dropout > 0.0:

@@ -57,6 +57,21 @@ def fold(rows: Tensor, weight: Tensor) -> Tensor:
     return folded.unflatten(1, (batch, length)).transpose(0, 1).flatten(1, 2)
 
 
+def folding_spares_launches(rows: Tensor, embed_dim: int) -> bool:
+    """Whether decoding keeps the rows of P with the projection of the positions folded in, and projects none.
+
+    That is one product a step instead of two and two copies. Each sentence has rows of its own to read: where that takes
+    longer than a launch it does not pay, nor on a CPU, where launches cost nothing.
+
+    Args:
+        rows: ``[S, H, L, K]``, the queries of P.
+        embed_dim: D.
+    """
+    folded = rows.size(1) * rows.size(2)
+    small = folded <= embed_dim and rows.size(0) * folded <= 32 * embed_dim
+    return rows.device.type != "cpu" and small and not making_a_graph()
+
+
 def folded_rows(rows: Tensor, projection: Projection) -> Tuple[Tensor, Optional[Tensor]]:
     """Rows through the projection of the positions that they will meet, for :func:`scores_of_folded`.
 

@@ -5,7 +5,7 @@ from typing import Any, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from luna_fairseq.ops.blocks import Blocks, empty_like_heads, whole_chunks
+from luna_fairseq.ops.blocks import Blocks, empty_like_heads, product, whole_chunks, wide_type
 from luna_fairseq.ops.tracing import making_a_graph
 
 
@@ -22,6 +22,7 @@ class _CausalProducts(torch.autograd.Function):
         query, key, value, scale = whole_chunks(*inputs)
         blocks = Blocks(key, value)
         out = empty_like_heads(value)
+        query, key, value, scale, target = (blocks.cut(x) for x in (query, key, value, scale, out))
         totals: List[Optional[Tensor]] = []  # the sum before each block
         with torch.autocast(device_type=query.device.type, enabled=False):
             for start in blocks.starts:
@@ -34,7 +35,7 @@ class _CausalProducts(torch.autograd.Function):
                     if blocks.chunks > 1:
                         before, total = blocks.running([(k, v)], chunks, total, backwards=False)
                         o.baddbmm_(q, before)
-                    blocks.put(out, o, start, chunks)
+                    blocks.put(target, o, start, chunks)
         ctx.save_for_backward(*inputs, *totals)
         return out[:, :, :length]
 
@@ -47,6 +48,8 @@ class _CausalProducts(torch.autograd.Function):
         query, key, value, scale, grad = whole_chunks(query, key, value, scale, grad)
         blocks = Blocks(key, value)
         outs = (empty_like_heads(query), empty_like_heads(key), empty_like_heads(value))
+        targets = [blocks.cut(x) for x in outs]
+        query, key, value, scale, grad = (blocks.cut(x) for x in (query, key, value, scale, grad))
         totals = reversed(before_blocks)
         with torch.autocast(device_type=query.device.type, enabled=False):
             for start in reversed(blocks.starts):
@@ -66,8 +69,8 @@ class _CausalProducts(torch.autograd.Function):
                         later, later_total = blocks.running([(q, g)], chunks, later_total, backwards=True)
                         d_k.baddbmm_(v, later.mT)
                         d_v.baddbmm_(k, later)
-                    for out, d in zip(outs, (d_q.mul_(c), d_k, d_v), strict=True):
-                        blocks.put(out, d, start, chunks)
+                    for target, d in zip(targets, (d_q.mul_(c), d_k, d_v), strict=True):
+                        blocks.put(target, d, start, chunks)
         d_query, d_key, d_value = (out[:, :, :length] for out in outs)
         return d_query, d_key, d_value, None
 
@@ -102,3 +105,36 @@ def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) ->
     if making_a_graph():  # the number of chunks would be that of one length
         return ((query * scale) @ key.mT).tril() @ value
     return _CausalProducts.apply(query, key, value, scale.expand_as(query[..., :1]))
+
+
+class _WideScores(torch.autograd.Function):
+    """``x rows^T`` of ``[B, H, N, K]`` and ``[B, H, L, K]``, with all digits of its sums, without wider copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(x, rows)
+        found = product(x.flatten(0, 1), rows.flatten(0, 1).mT, wide_type(x))
+        return found.unflatten(0, x.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor]:
+        x, rows = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            return (grad @ rows.to(grad)).to(x), (grad.mT @ x.to(grad)).to(rows)
+        low = grad.to(x.dtype).flatten(0, 1)
+        d_x = torch.bmm(low, rows.flatten(0, 1))
+        d_rows = product(low.mT, x.flatten(0, 1), grad.dtype).to(rows.dtype)
+        return d_x.view(x.shape), d_rows.view(rows.shape)
+
+
+def wide_scores(x: Tensor, rows: Tensor) -> Tensor:
+    """``x rows^T`` of bfloat16 in float32, where :func:`luna_fairseq.ops.blocks.operand_type` says so.
+
+    Args:
+        x: ``[B, H, N, K]``.
+        rows: ``[B, H, L, K]``.
+
+    Returns:
+        ``[B, H, N, L]``.
+    """
+    return _WideScores.apply(x, rows)

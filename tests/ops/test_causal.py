@@ -142,7 +142,7 @@ def test_blocks_hold_whole_sentences_or_some_chunks(device: str, monkeypatch: py
         assert list(blocks.starts) == list(range(0, 5, sentences))
         assert [len(part) for part in blocks.ranges] == chunks
         assert blocks.chunk == (128 if length == 128 else chunk)
-        assert blocks.view(value, 0, blocks.ranges[0]).shape == (chunks[0], sentences, 3, blocks.chunk, 6)
+        assert blocks.view(blocks.cut(value), 0, blocks.ranges[0]).shape == (chunks[0], sentences, 3, blocks.chunk, 6)
 
 
 def test_results_lie_as_projections_read_them() -> None:
@@ -295,3 +295,43 @@ def test_unpack_dropout_drops_rows_of_p(decoding: bool) -> None:
         out, _ = ops.causal_luna_attention(query, key, value, weights, unpack_dropout=0.5, state=state)
         outs.add(round(out[0, 0, 0, 0].item(), 9))
     assert outs == {0.0, round(2 * value[0, 0, 0, 0].item(), 9)}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_gradients_through_dropout(rate: float, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First and second derivatives for masks that are drawn alike at every call; blocks of one chunk."""
+    for name, value in (("SINGLE_PRODUCT", 2), ("_LEAST_CHUNKS", 1), ("_CPU_BLOCK", 1)):
+        monkeypatch.setattr(blocks_of, name, value)
+    monkeypatch.setattr(blocks_of, "chunk_length", lambda *_: 2)
+    query, key, value, scores = leaves(*[(2, 1, 5, 2)] * 3, (2, 1, 5, 3))
+
+    def attend(query: Tensor, scores: Tensor, key: Tensor, *value: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        weights = ops.CAUSAL_ACTIVATIONS["softplus"](scores)
+        return ops.causal_luna_attention(query, key, value[0] if value else key, weights, unpack_dropout=rate)[0]
+
+    own = () if tied else (value,)
+    assert bool(attend(query, scores, key, *own).any()) == (rate < 1.0)
+    for inputs in ((query, scores, key, *own), (key, scores, key, *own)):
+        assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(attend, inputs, fast_mode=True)
+
+
+def test_what_is_kept_for_the_backward_pass() -> None:
+    """Inputs, as they are, the probabilities, and a sum for each block but the first; one where keys are values."""
+    query, key, value = (torch.rand(1, 8, 2048, 64).bfloat16().requires_grad_() for _ in range(3))
+    weights = torch.rand(1, 8, 2048, 16, requires_grad=True)
+    for tied in (True, False):
+        given = [query, key, *([] if tied else [value]), weights]
+        kept: Dict[int, Tensor] = {}
+
+        def keep(x: Tensor, kept: Dict[int, Tensor] = kept) -> Tensor:
+            kept[x.data_ptr()] = x
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            ops.causal_luna_attention(query, key, key if tied else value, weights)
+        own = [x for x in kept.values() if all(x.data_ptr() != y.data_ptr() for y in given)]
+        numbers = sum(x.untyped_storage().nbytes() for x in own) / 4
+        assert numbers <= (1.23 if tied else 1.45) * weights.numel(), [x.shape for x in own]

@@ -60,8 +60,8 @@ def fold(rows: Tensor, weight: Tensor) -> Tensor:
 def folding_spares_launches(rows: Tensor, embed_dim: int) -> bool:
     """Whether decoding keeps the rows of P with the projection of the positions folded in, and projects none.
 
-    That is one product a step instead of two and two copies. Each sentence has rows of its own to read: where that takes
-    longer than a launch it does not pay, nor on a CPU, where launches cost nothing.
+    That is one product a step instead of two and two copies. Each sentence has rows of its own to read: where that
+    takes longer than a launch it does not pay, nor on a CPU, where launches cost nothing.
 
     Args:
         rows: ``[S, H, L, K]``, the queries of P.

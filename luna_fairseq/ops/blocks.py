@@ -31,9 +31,10 @@ def wide_type(x: Tensor) -> torch.dtype:
 def operand_type(x: Tensor) -> torch.dtype:
     """Of what is multiplied: the wide type, but bfloat16 for bfloat16 where products have their sums in float32.
 
-    Not for float16, in which products of queries and keys overflow.
+    Not for float16, in which products of queries and keys overflow, nor for a compiler, which has casts of its own.
     """
-    return x.dtype if x.dtype == torch.bfloat16 and x.device.type in WIDE_PRODUCTS else wide_type(x)
+    low = x.dtype == torch.bfloat16 and x.device.type in WIDE_PRODUCTS and not torch.compiler.is_compiling()
+    return x.dtype if low else wide_type(x)
 
 
 def product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:

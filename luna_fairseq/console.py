@@ -1,7 +1,9 @@
 """How a command talks: progress, interruption, errors in one sentence, options."""
 
 import argparse
+import codecs
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -41,6 +43,38 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def system_error(error: OSError) -> str:
+    """A sentence about what the system could not do with a file, or the one that the error has been given."""
+    name = error.filename
+    if name is None:
+        return one_line(error)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if error.strerror not in (None, os.strerror(error.errno or 0)):
+        return f"{name}: {' '.join(error.strerror.split())}"  # whoever raised it has said more
+    if isinstance(error, FileNotFoundError):
+        return f"{name} does not exist: name one that does"
+    if isinstance(error, FileExistsError):
+        return f"{name} is there already: name another one"
+    if isinstance(error, PermissionError):
+        return f"{name} may not be read or written: name another one"
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder: name a file"
+    if isinstance(error, NotADirectoryError):
+        return f"{name} is no folder, or lies in something that is none: name a folder"
+    return f"{error.strerror or error}: {name}"
+
+
+def say_everything() -> None:
+    """Let what is printed have all characters where the system's encoding is ASCII: translations have others.
+
+    Names of files come out as the bytes that they are.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
 def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
     """Do the work of a command; errors of the user or of the system are one line on stderr.
 
@@ -53,6 +87,7 @@ def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
         the exit code.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    say_everything()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a file shows what is done, too
     known: Tuple[Type[Exception], ...] = (PreparationError, *errors)
@@ -61,15 +96,8 @@ def run(prog: str, work: Callable[[], None], *errors: Type[Exception]) -> int:
     except known as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    except FileNotFoundError as error:
-        print(f"{prog}: {error.filename or error} does not exist: name one that does", file=sys.stderr)
-        return 1
-    except PermissionError as error:
-        print(f"{prog}: {error.filename or error} may not be read or written: name another one", file=sys.stderr)
-        return 1
     except OSError as error:
-        place = f": {error.filename}" if error.filename else ""
-        print(f"{prog}: {error.strerror or error}{place}", file=sys.stderr)
+        print(f"{prog}: {system_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted: run the same command again", file=sys.stderr)

@@ -149,12 +149,12 @@ def write_card(path: Path, name: str, checkpoint: Dict[str, Any], scores: List[S
         ) from error
     text = f"{before}{START}\n{own}{END}{after}"
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # a name may be in no encoding
 
 
 def _parts(path: Path) -> List[str]:
     """What stands before the marks, between them, and after them."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ValueError(
             f"{path} would become the model card, and has something else in it: rename it, or the checkpoint"

@@ -201,6 +201,7 @@ run() {
 
 table() {
   local folder name line
+  [ -d "$OUT" ] || fail "the folder $OUT does not exist: set OUT, or begin with 'scripts/matrix.sh run'"
   [ -z "$SMOKE" ] || echo "SMOKE: the environment at hand, and few tests"
   echo "| Python | torch | numpy | hydra | fairseq-fixed | $(printf '%s | ' "${STEPS[@]}" | sed 's/ $//')"
   echo "|---|---|---|---|---|$(printf -- '---|%.0s' "${STEPS[@]}")"

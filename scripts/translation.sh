@@ -63,27 +63,30 @@ train() {
 }
 
 GENERATE=()
-# score NAME...: average of the last 5 epochs, beam 5, BLEU on the test part of OUT/data-bin, whose
+# score_config NAME: average of the last 5 epochs, beam 5, BLEU on the test part of OUT/data-bin, whose
 # text is OUT/text/test.raw.de; GENERATE has more options of fairseq-generate,
 # and TEST_SET is what the model card calls it.
+score_config() {
+  local name=$1 folder cpu=()
+  check_config configs/translation "$name"
+  folder=$(run_of "$name")
+  [ -f "$folder/.trained" ] || fail "$name is not trained: run '$0 train $name' first${TAG:+, with TAG=$TAG}"
+  hold "$folder"
+  average_run "$folder" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)"
+  has_gpu || cpu=(--cpu)
+  logged "$folder/generate.log" fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$folder/average.pt" \
+    "${cpu[@]}" --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 \
+    --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" "${GENERATE[@]}" \
+    || fail_with $? "generation failed: see $folder/generate.log"
+  take_translations "$folder/generate.log" "$OUT/text/test.raw.de" "$folder/test.de"
+  job sacrebleu "$OUT/text/test.raw.de" -i "$folder/test.de" -w 2 > "$folder/bleu.json"
+  add_to_card "$folder" "$TEST_SET" "$folder/bleu.json"
+  release
+  echo "${folder##*/}: BLEU $(json_value "$folder/bleu.json" score)  $(json_value "$folder/bleu.json" signature)"
+}
+
 score() {
   need_data
-  local name folder cpu=()
-  for name in "$@"; do
-    check_config configs/translation "$name"
-    folder=$(run_of "$name")
-    [ -f "$folder/.trained" ] || fail "$name is not trained: run '$0 train $name' first${TAG:+, with TAG=$TAG}"
-    hold "$folder"
-    average_run "$folder" --num-epoch-checkpoints "$([ -n "$SMOKE" ] && echo 1 || echo 5)"
-    has_gpu || cpu=(--cpu)
-    logged "$folder/generate.log" fairseq-generate "$OUT/data-bin" --user-dir "$USER_DIR" --path "$folder/average.pt" \
-      "${cpu[@]}" --beam 5 --lenpen 1 --max-tokens 4000 --num-workers 0 \
-      --bpe sentencepiece --sentencepiece-model "$OUT/text/spm.model" "${GENERATE[@]}" \
-      || fail_with $? "generation failed: see $folder/generate.log"
-    take_translations "$folder/generate.log" "$OUT/text/test.raw.de" "$folder/test.de"
-    job sacrebleu "$OUT/text/test.raw.de" -i "$folder/test.de" -w 2 > "$folder/bleu.json"
-    add_to_card "$folder" "$TEST_SET" "$folder/bleu.json"
-    release
-    echo "${folder##*/}: BLEU $(json_value "$folder/bleu.json" score)  $(json_value "$folder/bleu.json" signature)"
-  done
+  local name
+  for name in "$@"; do score_config "$name"; done
 }

@@ -31,7 +31,10 @@ def _average(args: argparse.Namespace) -> None:
     count = args.num_update_checkpoints if by_update else args.num_epoch_checkpoints
     if count is not None:
         if len(paths) != 1 or not paths[0].is_dir():
-            raise ValueError("with --num-epoch-checkpoints or --num-update-checkpoints, --inputs is one folder")
+            raise ValueError(
+                f"--inputs is {' '.join(args.inputs)}: with --num-epoch-checkpoints or --num-update-checkpoints name "
+                "one folder that exists"
+            )
         paths = last_checkpoints(paths[0], count, by_update, args.checkpoint_upper_bound)
     output = Path(args.output)
     replaceable(output)

@@ -8,6 +8,7 @@ EXPERIMENTS: Dict[str, Command] = {
     "wmt14": Command("luna_fairseq.results.wmt14", "what scripts/wmt14.sh has trained"),
     "multi30k": Command("luna_fairseq.results.multi30k", "what scripts/multi30k.sh has trained"),
     "documents": Command("luna_fairseq.results.documents", "what scripts/documents.sh has trained"),
+    "denoising": Command("luna_fairseq.results.denoising", "what scripts/denoising.sh has trained"),
     "masked-lm": Command("luna_fairseq.results.masked_lm", "what scripts/masked_lm.sh has trained"),
     "language-model": Command("luna_fairseq.results.language_model", "what scripts/language_model.sh has trained"),
     "lra": Command("luna_fairseq.results.lra", "what scripts/lra.sh has trained"),

@@ -14,6 +14,7 @@ nothing, :func:`prepare` does.
 # isort: off
 from luna_fairseq.compat import importing
 from luna_fairseq.compat import noise
+from luna_fairseq.compat import mistakes
 from luna_fairseq.compat import loading
 from luna_fairseq.compat import hub
 from luna_fairseq.compat import checkpoints
@@ -49,6 +50,7 @@ __all__ = [
     "loading",
     "locking",
     "matching",
+    "mistakes",
     "noise",
     "options",
     "prepare",

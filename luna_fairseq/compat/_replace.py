@@ -21,6 +21,7 @@ import inspect
 import os
 import pkgutil
 import sys
+import types
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 Undo = Callable[[], None]
@@ -204,6 +205,13 @@ def replace(owner: Owner, name: str, layer: Callable[[Any], Any]) -> Callable[[R
         return undo
 
     return act
+
+
+def variant(module: types.ModuleType, **changes: Any) -> types.ModuleType:
+    """A module that has everything of another one, but for what is changed."""
+    changed = types.ModuleType(module.__name__)
+    changed.__dict__.update({**vars(module), **changes})
+    return changed
 
 
 def _around(function: Callable[..., Any], original: Any) -> Any:

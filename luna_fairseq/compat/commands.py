@@ -1,10 +1,12 @@
 """Commands: what trains nothing or cannot work is refused; shards, and lines of text, are read as they were meant."""
 
+import difflib
 import functools
 import importlib.util
 import itertools
 import os
 import sys
+from pathlib import Path
 from typing import Any, Iterator, List, Tuple
 
 from luna_fairseq.compat._lines import Lines
@@ -114,6 +116,45 @@ def check_device(cfg: Any) -> None:
 def refuse_processes(original: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
     check_processes(cfg)
     return original(cfg, main, **kwargs)
+
+
+def check_config_name() -> None:
+    """Refuse a ``--config-name`` that no folder has: fairseq registers its defaults under whatever name is given.
+
+    Raises:
+        ValueError: with the folders, and the names that are near.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():  # not fairseq-hydra-train, or a process that it has started
+        return
+    hydra = HydraConfig.get()
+    name = str(hydra.job.config_name).removesuffix(".yaml")
+    folders: List[Path] = []
+    for source in hydra.runtime.config_sources:
+        if source.schema == "file":
+            folders.append(Path(source.path))
+        elif source.schema == "pkg":
+            spec = importlib.util.find_spec(source.path)
+            folders += map(Path, (spec and spec.submodule_search_locations) or ())
+    if any((folder / f"{name}.yaml").exists() for folder in folders):
+        return
+    folders = folders[::-1]  # the user's own before fairseq's, and Hydra's
+    near = difflib.get_close_matches(name, [path.stem for folder in folders for path in folder.glob("*.yaml")], 3)
+    meant = f"did you mean {', '.join(near)}?" if near else "correct --config-name or --config-dir"
+    raise ValueError(f"there is no {name}.yaml in {folders[0]}: {meant}")
+
+
+@replaces(
+    "fairseq_cli.train",
+    "add_defaults",
+    fairseq="takes its own defaults for the config if --config-name is misspelt",
+    here="the name is refused, with those that are near",
+    since="fairseq 0.12.3",
+)
+def refuse_an_unknown_config(original: Any, cfg: Any) -> None:
+    check_config_name()
+    original(cfg)
 
 
 # fairseq's programs -> whether they read one shard of --num-shards. eval_lm sees to it itself.

@@ -5,7 +5,7 @@ import types
 import typing
 from typing import Any
 
-from luna_fairseq.compat._replace import replaces, replaces_value
+from luna_fairseq.compat._replace import replaces, replaces_value, variant
 
 
 @replaces(
@@ -52,7 +52,4 @@ class _Parser(argparse.ArgumentParser):
     since="Python 3.14 (with hydra-core 1.3)",
 )
 def give_argparse_text(original: Any) -> Any:
-    # The rest of the module wants argparse.SUPPRESS and the like.
-    changed = types.ModuleType(original.__name__)
-    changed.__dict__.update({**vars(original), "ArgumentParser": _Parser})
-    return changed
+    return variant(original, ArgumentParser=_Parser)

@@ -10,11 +10,12 @@ import struct
 import types
 import typing
 import zipfile
+from pathlib import Path
 from typing import Any, List
 
 from luna_fairseq.compat._replace import Undo, acts, replaces, replaces_value
 from luna_fairseq.console import one_line
-from luna_fairseq.errors import CheckpointError
+from luna_fairseq.errors import CheckpointError, DataError
 
 _building = contextvars.ContextVar("_building", default=False)  # whether a model is built with a checkpoint's options
 
@@ -195,3 +196,19 @@ def compare_checksums(original: Any, path: str, *args: Any, **kwargs: Any) -> An
     if os.path.isfile(path):
         check_whole(path)
     return original(path, *args, **kwargs)
+
+
+@replaces(
+    "sentencepiece.SentencePieceProcessor",
+    "LoadFromFile",
+    fairseq="lets SentencePiece open its model, which refuses names outside of the system's encoding by a TypeError",
+    here="the file is read whatever its name is, and named if it is no model",
+    since="sentencepiece 0.2",
+)
+def read_pieces(original: Any, self: Any, filename: Any) -> Any:
+    try:
+        return self.LoadFromSerializedProto(Path(filename).read_bytes())
+    except RuntimeError as error:
+        raise DataError(
+            f"{filename} is not a SentencePiece model: name the one that the text of the training was cut with"
+        ) from error

@@ -1,10 +1,56 @@
 """Checkpoints that belong to another model, optimizer or schedule: named, and not loaded."""
 
-from typing import Any, List
+import re
+from argparse import Namespace
+from typing import Any, List, Optional
 
 from luna_fairseq.checkpoint import check_optimizer
 from luna_fairseq.compat._replace import named, replaces
 from luna_fairseq.errors import CheckpointMismatch
+
+_SIZES = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[([\d, ]*)\]\) from checkpoint, the shape in "
+    r"current model is torch\.Size\(\[([\d, ]*)\]\)"
+)
+_ROWS = ("embed_tokens.weight", "output_projection.weight")  # one for each symbol of a dictionary
+
+
+def _other_dictionary(filename: str, message: str) -> Optional[str]:
+    """Whether torch's message about sizes comes from another dictionary; the sentence that says so."""
+    for name, saved, own in _SIZES.findall(message):
+        (rows, *width), (own_rows, *own_width) = saved.split(", "), own.split(", ")
+        if name.endswith(_ROWS) and width == own_width and rows != own_rows:
+            return (
+                f"{filename} was trained with a dictionary of {rows} symbols and that of the data folder has "
+                f"{own_rows}: name the data folder of its training, or one prepared with its dictionary (--srcdict "
+                "and --tgtdict of fairseq-preprocess)"
+            )
+    return None
+
+
+def _what_differs(filename: str, message: str, options: Any) -> str:
+    """The sentence about a checkpoint whose weights do not fit the model.
+
+    Args:
+        filename: the checkpoint.
+        message: of torch, which names tensors.
+        options: of the model.
+    """
+    from fairseq import checkpoint_utils
+
+    sentence = _other_dictionary(filename, message)
+    if sentence is not None:
+        return sentence
+    saved = dict((checkpoint_utils.load_checkpoint_to_cpu(filename).get("cfg") or {}).get("model") or {})
+    own = vars(options) if isinstance(options, Namespace) else options
+    differing = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in saved.items()
+        # A share of dropout makes no other weights.
+        if name in own and str(own[name]) != str(value) and not isinstance(value, float) and not name.startswith("_")
+    ]
+    shown = f" ({', '.join(differing[:6])}{', ...' if len(differing) > 6 else ''})" if differing else ""
+    return f"{filename} holds another model: give the options of its training{shown}, or name another --save-dir"
 
 
 @replaces(
@@ -20,6 +66,8 @@ def explain_what_does_not_match(original: Any, self: Any, filename: str, *args: 
     except Exception as error:
         if isinstance(error.__context__, CheckpointMismatch):
             raise error.__context__ from None
+        if isinstance(error.__context__, RuntimeError) and "architectures match" in str(error):
+            raise CheckpointMismatch(_what_differs(filename, str(error.__context__), self.cfg.model)) from error
         if isinstance(error, KeyError) and error.args == ("best",):
             raise CheckpointMismatch(
                 f"{filename} holds the state of another --lr-scheduler: give that one, or --reset-lr-scheduler"
@@ -77,3 +125,20 @@ def refuse_random_heads(original: Any, filenames: List[str], *args: Any, **kwarg
         for reason in getattr(model, "fresh_heads", {}).values():
             raise CheckpointMismatch(f"{filename} cannot be evaluated so: {reason}")
     return models, cfg, task
+
+
+@replaces(
+    "fairseq.checkpoint_utils",
+    "load_model_ensemble_and_task",
+    fairseq="ends with torch's list of tensors if the data folder has another dictionary than the checkpoint",
+    here="both numbers of symbols are named, and where to look",
+    since="fairseq 0.12.3",
+)
+def explain_another_dictionary(original: Any, filenames: List[str], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(filenames, *args, **kwargs)
+    except RuntimeError as error:
+        sentence = _other_dictionary(" or ".join(filenames), str(error))
+        if sentence is None:
+            raise
+        raise CheckpointMismatch(sentence) from error

@@ -127,15 +127,30 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes ``path`` at the end, or is removed after an error."""
+def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes ``path`` at the end, or is removed after an error.
+
+    Args:
+        path: the folder; an empty one may be there.
+        replace: take the place of a folder that is there, which goes when this one has its name.
+    """
     temporary = _temporary(path)
     temporary.mkdir()
+    # Not a temporary name, which a later run would remove: for a moment nothing else is left of the folder.
+    earlier = path.with_name(f".{path.name}.earlier-{_HOST}-{os.getpid()}")
     try:
         yield temporary
-        os.rename(temporary, path)
+        if replace and path.exists():
+            os.rename(path, earlier)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if earlier.exists():
+                os.rename(earlier, path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -8,11 +8,12 @@ pieces, for fairseq-preprocess. Everything is made anew each time. Nothing is cl
 """
 
 import argparse
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 from luna_fairseq.console import help_parser, positive, run
-from luna_fairseq.data.files import alone_in, need_file
+from luna_fairseq.data.files import alone_in, need_file, read_lines, whole_file
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.pieces import SentencePieceEncoder, train_sentencepiece
 from luna_fairseq.data.settings import SETTINGS, read_settings, take
@@ -32,15 +33,23 @@ def learn(prefix: Path, languages: Pair, size: int, model: Path, verbose: bool) 
         model: the name without its ending.
         verbose: let SentencePiece tell what it does, on stderr.
     """
-    model.parent.mkdir(parents=True, exist_ok=True)
+    learned = io.BytesIO()
     train_sentencepiece(
         size,
-        input=[str(path) for path in both_files(prefix, languages)],
-        model_prefix=str(model),
+        # SentencePiece itself opens no file whose name the system's encoding cannot express.
+        sentence_iterator=(
+            text.rstrip("\n") for path in both_files(prefix, languages) for _, text in read_lines(path)
+        ),
+        model_writer=learned,
         model_type="bpe",
         character_coverage=1.0,
         minloglevel=0 if verbose else 2,
     )
+    with whole_file(Path(f"{model}.model")) as temporary:
+        temporary.write_bytes(learned.getvalue())
+    pieces = SentencePieceEncoder(Path(f"{model}.model")).scores()
+    with whole_file(Path(f"{model}.vocab")) as temporary:
+        temporary.write_text("".join(f"{piece}\t{score:g}\n" for piece, score in pieces), encoding="utf-8")
 
 
 def encoded(encoder: SentencePieceEncoder, pairs: Iterator[Pair]) -> Iterator[Pair]:

@@ -39,7 +39,9 @@ class SentencePieceEncoder:
         import sentencepiece
 
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
+            self._model = sentencepiece.SentencePieceProcessor()
+            # By its content: SentencePiece opens no file whose name the system's encoding cannot express.
+            self._model.LoadFromSerializedProto(model.read_bytes())
         except (RuntimeError, OSError) as error:
             raise PreparationError(f"{model} is not a SentencePiece model: {one_line(error)}") from error
         self.pieces: list[str] = [self._model.id_to_piece(number) for number in range(len(self._model))]
@@ -49,6 +51,10 @@ class SentencePieceEncoder:
                     f"{model} has the piece {piece!r}, and fairseq separates pieces at white space: "
                     "train the model with the nmt_nfkc normalisation"
                 )
+
+    def scores(self) -> list[tuple[str, float]]:
+        """Every piece and its score, as the trainer lists them in a ``.vocab``."""
+        return [(piece, self._model.get_score(number)) for number, piece in enumerate(self.pieces)]
 
     def encode(self, lines: Sequence[str]) -> list[str]:
         """The pieces of every line; characters that the model does not know stay as they are.

@@ -19,7 +19,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         if before.get(key) != settings.get(key):
             raise PreparationError(
                 f"{path.parent} was begun with {key} {json.dumps(before.get(key))}, "
-                f"not {json.dumps(settings.get(key))}: repeat it, or name another --out"
+                f"not {json.dumps(settings.get(key))}: repeat it, or name another folder"
             )
 
 
@@ -34,7 +34,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise PreparationError(f"{path} is damaged, or not of luna-fairseq prepare: name another --out")
+        raise PreparationError(f"{path} is damaged, or not of luna-fairseq prepare: name another folder")
     return settings
 
 
@@ -102,5 +102,5 @@ def _content(out: Path) -> list[Path]:
 
 def _not_ours(path: Path) -> PreparationError:
     return PreparationError(
-        f"{path.parent} has a {path.name} that luna-fairseq prepare did not make: name another --out"
+        f"{path.parent} has a {path.name} that luna-fairseq prepare did not make: name another folder"
     )

@@ -127,7 +127,7 @@ def exported_folder(out: Path, config: Dict[str, Any], belongings: Belongings) -
         PreparationError: if OUT holds other files.
     """
     check_out(out)
-    with whole_folder(out) as temporary:
+    with whole_folder(out, replace=True) as temporary:
         for name, source in belongings.files.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source, temporary / name)
@@ -135,5 +135,3 @@ def exported_folder(out: Path, config: Dict[str, Any], belongings: Belongings) -
         config["luna_fairseq"]["files"] = _files(temporary)
         write_json(temporary / CONFIG, config)
         check_out(out)  # it may have taken long
-        if out.exists():
-            shutil.rmtree(out)

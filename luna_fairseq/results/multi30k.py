@@ -79,8 +79,8 @@ def table(out: Path, configs: Path, experiment: str = EXPERIMENT) -> str:
     return "\n".join([*lines, f"\n{signature}" if signature else ""])
 
 
-def main(prog: str, arguments: List[str], experiment: str = EXPERIMENT) -> int:
+def main(prog: str, arguments: List[str], experiment: str = EXPERIMENT, script: str = "") -> int:
     """Run the command; returns the exit code."""
     own = partial(table, experiment=experiment)
-    what = f"What scripts/{experiment}.sh has trained, in Markdown."
+    what = f"What scripts/{script or experiment}.sh has trained, in Markdown."
     return print_table(prog, arguments, what, own, configs="translation")

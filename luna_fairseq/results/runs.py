@@ -71,6 +71,17 @@ def parameters(log: str) -> str:
     return ["", *re.findall(r"num. shared model params: ([\d,]+)", log)][-1]
 
 
+def existing(out: Path) -> Path:
+    """The folder of the runs.
+
+    Raises:
+        DataError: if there is none, which may be a slip of the pen: a table in which nothing has run would hide it.
+    """
+    if not out.is_dir():
+        raise DataError(f"the folder {out} does not exist: name the one that the script has written to, its OUT")
+    return out
+
+
 def run_names(out: Path, configs: Path, pattern: str) -> List[str]:
     """The configs, whether they have run or not, and what has run of them under a TAG.
 
@@ -104,8 +115,8 @@ def print_table(
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the runs")
     if configs is None:
         args = parser.parse_args(arguments)
-        return run(prog, lambda: print(table(args.out)), ValueError)
+        return run(prog, lambda: print(table(existing(args.out))), ValueError)
     own = shared_folder("configs") / configs
     parser.add_argument("--configs", type=Path, default=own, help="another folder of configs")
     args = parser.parse_args(arguments)
-    return run(prog, lambda: print(table(args.out, args.configs)), ValueError)
+    return run(prog, lambda: print(table(existing(args.out), args.configs)), ValueError)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, List, NamedTuple, Optional
 
 from luna_fairseq.console import help_parser, run
-from luna_fairseq.results.runs import NOT_RUN, figure, header, is_smoke, read_json, row
+from luna_fairseq.results.runs import NOT_RUN, existing, figure, header, is_smoke, read_json, row
 
 
 class Published(NamedTuple):
@@ -79,4 +79,4 @@ def main(prog: str, arguments: List[str]) -> int:
     parser.add_argument("--tag", default="", help="only the runs of this TAG")
     args = parser.parse_args(arguments)
     kind = f"{args.recipe}-{args.tag}" if args.tag else args.recipe
-    return run(prog, lambda: print(table(args.out, kind)), ValueError)
+    return run(prog, lambda: print(table(existing(args.out), kind)), ValueError)

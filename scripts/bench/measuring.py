@@ -47,6 +47,11 @@ def _resident_kib(field: str) -> int:
     return int(found[1])
 
 
+def resident_bytes() -> int:
+    """What this process has in memory (Linux)."""
+    return _resident_kib("VmRSS") * 1024
+
+
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """The most memory that ``work`` takes on top of what this process has: allocated on a GPU, resident on a CPU.
 

@@ -19,6 +19,7 @@ def _train(data: Any, save: Path, *args: Any, arch: str = "luna") -> str:
 
 
 def _last_line(output: str) -> str:
+    assert "Traceback" not in output
     return [line for line in output.splitlines() if line.strip()][-1]
 
 
@@ -84,19 +85,25 @@ def test_unknown_config_key(corpus: Corpus, tmp_path: Path) -> None:
         f"hydra: {{run: {{dir: {tmp_path}/hydra}}}}\n"
     )
     output = run_command("fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "misspelt", code=1)
-    assert "Key 'projektion_length' not in 'LunaConfig'" in output
+    assert "Key 'projektion_length' not in 'LunaConfig': did you mean projection_length" in _last_line(output)
+    output = run_command(
+        *("fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "mispelt", f"hydra.run.dir={tmp_path}"),
+        f"common.user_dir={USER_DIR}",
+        code=1,
+    )
+    assert _last_line(output).endswith(f"there is no mispelt.yaml in {tmp_path}: did you mean misspelt?")
     assert not (tmp_path / "save").exists() or not list((tmp_path / "save").iterdir())
 
 
 def test_save_folder_of_another_architecture(corpus: Corpus, tmp_path: Path) -> None:
     train(corpus, tmp_path, "--max-update", 1)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
-    general = "please ensure that the architectures match"
+    other = "holds another model: give the options of its training"
     for options, message in (
         (["--arch", "luna_base_untied"], "leave out --untie-luna-kv"),
         (["--packed-position-bias", 1], "the checkpoint has no position bias: leave out --packed-position-bias"),
-        (["--encoder-layers", 1], general),
-        (["--encoder-attention-heads", 4], general),
+        (["--encoder-layers", 1], f"{other} (--encoder-layers 2), or name another --save-dir"),
+        (["--encoder-attention-heads", 4], f"{other} (--encoder-attention-heads 2, --encoder-projected-att"),
     ):
         output = train(corpus, tmp_path, "--max-update", 2, *options, code=-1)
         assert message in _last_line(output)
@@ -108,9 +115,7 @@ def test_a_run_that_diverges_says_when_and_what_to_try(precision: List[str], cor
     """After saving where it stood: with finite weights."""
     options = "--lr 1e37 --lr-scheduler fixed --optimizer adam --clip-norm 0 --max-update 9 --no-epoch-checkpoints"
     output = train(corpus, tmp_path, *options.split(), *precision, code=1)
-    found = re.search(
-        r"FloatingPointError: training has diverged: the gradient of update (\d+) is not finite", output
-    )
+    found = re.search(r"fairseq-train: training has diverged: the gradient of update (\d+) is not finite", output)
     assert found and 1 < int(found[1]) <= 9, output[-3000:]
     assert f"{tmp_path}/crash.pt holds the weights before it; lower --lr, raise --warmup-updates" in output
     crash = torch.load(tmp_path / "crash.pt", weights_only=True)

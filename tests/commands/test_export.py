@@ -13,7 +13,7 @@ from luna_fairseq.cli import main
 from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.models.luna_bert import LunaBertModel
 from support.pages import blocks, run, run_python, section, section_commands
-from support.running import MASKED_LM, Corpus, LMCorpus, train, train_bert
+from support.running import MASKED_LM, Corpus, LMCorpus, generate, train, train_bert
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytestmark = pytest.mark.long  # they train
@@ -69,6 +69,10 @@ def test_a_translation_model_comes_back(
     hub = LunaModel.from_pretrained(str(tmp_path), "checkpoint.pt", str(exported), **pieces)
     was = LunaModel.from_pretrained(str(checkpoint.parent), checkpoint.name, str(exported), **pieces)
     assert hub.translate("the dog sees a cat") == was.translate("the dog sees a cat")
+
+    assert generate(corpus, back, "--beam", 2, "--max-len-b", 8) == generate(
+        corpus, checkpoint, "--beam", 2, "--max-len-b", 8
+    )
 
     # An earlier export is replaced; a checkpoint is not.
     assert (

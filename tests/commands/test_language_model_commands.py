@@ -4,6 +4,8 @@ import itertools
 import math
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, List
 
@@ -182,6 +184,16 @@ def test_the_hub_samples_and_scores(data: str, trained: Path, lm_corpus: LMCorpu
     tokens = hub.encode(text)
     bits = _bits_at_once(hub.models[0], tokens[:-1])  # fairseq scores a text without its end
     assert float(-scores.mean() / math.log(2)) == pytest.approx(bits, abs=1e-5)
+
+
+@pytest.mark.long
+def test_a_long_sample_is_timed_part_by_part(trained: Path, lm_corpus: LMCorpus) -> None:
+    """As docs/language-model.md has it."""
+    command = [sys.executable, "-m", "scripts.bench.sampling", str(trained / "checkpoint_last.pt")]
+    command += [f"{lm_corpus.folder}/shard0", "--tokens", "50"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = re.findall(r"^\| (\d+) \| \d+\.\d\d \| \d+\.\d \|$", done.stdout, re.M)
+    assert rows == [str(n) for n in range(5, 51, 5)]
 
 
 def test_the_hub_streams(trained: Path, lm_corpus: LMCorpus) -> None:

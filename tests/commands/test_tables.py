@@ -6,10 +6,10 @@ from typing import Any, List, Optional
 
 import pytest
 
-from luna_fairseq.commands.table import main
+from luna_fairseq.commands.table import EXPERIMENTS, main
 from luna_fairseq.errors import DataError
 from luna_fairseq.results import masked_lm, multi30k, runs
-from support.running import ROOT, run_command
+from support.running import ROOT
 
 TRAIN_LOG = """\
 [fairseq.tasks] num. shared model params: 1,000 (num. trained: 1,000)
@@ -243,7 +243,14 @@ def test_multi30k_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"{run} has no perplexity or no speed in train.log" in capsys.readouterr().err
 
 
-def test_the_command(tmp_path: Path) -> None:
-    """Where nothing has run, every table says so."""
-    for experiment in ("wmt14", "masked-lm", "multi30k", "documents", "language-model"):
-        assert "not run" in run_command("luna-fairseq", "table", experiment, tmp_path / "none")
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_where_nothing_has_run_or_nothing_is(
+    experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in which nothing has run is told from a misspelt one."""
+    assert main("table", [experiment, str(tmp_path)]) == 0
+    assert "not run" in capsys.readouterr().out
+    assert main("table", [experiment, str(tmp_path / "none")]) == 1
+    captured = capsys.readouterr()
+    said = "does not exist: name the one that the script has written to, its OUT\n"
+    assert captured.err == f"table {experiment}: the folder {tmp_path}/none {said}" and not captured.out

@@ -273,7 +273,7 @@ def test_killed_and_run_again(moment: str, text: Path, out: Path, tmp_path: Path
 def test_other_settings_are_refused(option: List[Any], message: str, text: Path, out: Path) -> None:
     before = tree(out)
     said = error(*usual(text, out), *option)
-    assert said == f"luna-fairseq prepare corpus: {out} was begun with {message}: repeat it, or name another --out"
+    assert said == f"luna-fairseq prepare corpus: {out} was begun with {message}: repeat it, or name another folder"
     assert tree(out) == before
 
 
@@ -399,7 +399,7 @@ def bad(tmp_path: Path) -> Dict[str, Any]:
         ("--out {folder}/a:b", "--out {folder}/a:b has a colon, at which fairseq separates data folders: rename it"),
         (
             "--out {folder}/foreign",
-            "{folder}/foreign has a data-bin that luna-fairseq prepare did not make: name another --out",
+            "{folder}/foreign has a data-bin that luna-fairseq prepare did not make: name another folder",
         ),
     ],
 )

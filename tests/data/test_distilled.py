@@ -72,7 +72,7 @@ def test_circles() -> None:
         ({"logs": ("other",)}, "{0}/text/train has 6 lines, and there is a translation of number 6, from 0: give the "
          "text that was translated"),
         ({"out": "text"}, "--out {0}/text is the folder of the text {0}/text/train.en: name another one"),
-        ({"out": "mine"}, "{0}/mine has a file that luna-fairseq prepare did not make: name another --out"),
+        ({"out": "mine"}, "{0}/mine has a file that luna-fairseq prepare did not make: name another folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(options: Any, message: str, folder: Path, capsys: Any) -> None:

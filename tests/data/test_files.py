@@ -90,6 +90,30 @@ def test_a_folder_is_free_when_its_command_is_over(tmp_path: Path) -> None:
     assert (new / "file").exists()
 
 
+def test_a_folder_is_replaced_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And stays as it is when the new one is not finished, or does not get its name."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(KeyError), whole_folder(folder, replace=True) as temporary:
+        raise KeyError
+    rename = os.rename
+
+    def fails(source: Path, target: Path) -> None:
+        if ".tmp-" in Path(source).name:
+            raise PermissionError
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fails)
+        with pytest.raises(PermissionError), whole_folder(folder, replace=True):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
+    with whole_folder(folder, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new"]
+
+
 def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this machine a process is known; of others the time."""
     sleeps = subprocess.Popen(["sleep", "60"])

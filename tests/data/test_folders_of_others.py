@@ -83,7 +83,7 @@ def test_a_folder_of_somebody_else_s_is_refused(
     (tmp_path / "link").symlink_to("mine")
     before = snapshot(tmp_path)
     said = _refused(kind, sources, tmp_path / ("link" if linked else "mine"), capsys)
-    assert "name another --out" in said
+    assert "name another folder" in said
     assert snapshot(tmp_path) == before
 
 

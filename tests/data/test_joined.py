@@ -71,7 +71,7 @@ def test_every_part_and_the_text_of_the_test(text: Path, length: int, cuts: List
         (lambda text: (text / "train.de").write_text("one\n"), "{0}/train.de ends at line 1, before its translation: "
          "give parallel text"),
         (lambda text: (text.parent / "out").mkdir() or (text.parent / "out" / "x").touch(),
-         "{1} has a x that luna-fairseq prepare did not make: name another --out"),
+         "{1} has a x that luna-fairseq prepare did not make: name another folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(damage: Any, message: str, text: Path, capsys: Any) -> None:

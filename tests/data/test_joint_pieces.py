@@ -1,12 +1,16 @@
 """Parallel text in the pieces of one model, as it comes out of SentencePiece itself."""
 
+import os
 from pathlib import Path
 from typing import Any, List
 
 import pytest
 import sentencepiece
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE, SentencepieceConfig
 
+from luna_fairseq import compat
 from luna_fairseq.data.joint_pieces import main
+from luna_fairseq.data.pieces import SentencePieceEncoder
 from support.running import run_command
 from support.wmt14_archives import sentence_pairs
 
@@ -43,6 +47,15 @@ def _expected(text: List[Path], model: Path) -> None:
     )
 
 
+def _pieces(model: Path) -> List[Any]:
+    """The pieces, their scores, and what is done to a text before it is cut."""
+    found = sentencepiece.SentencePieceProcessor(model_file=f"{model}.model")
+    return [
+        *((found.id_to_piece(number), found.get_score(number)) for number in range(len(found))),
+        found.normalize(" Ⅳ  ﬁne\t"),
+    ]
+
+
 def _in_pieces(path: Path, model: Path) -> str:
     pieces = sentencepiece.SentencePieceProcessor(model_file=f"{model}.model")
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -54,9 +67,12 @@ def test_the_text_in_pieces(text: Path, tmp_path: Path) -> None:
     out, model = tmp_path / "pieces", tmp_path / "models" / "joint"
     said = run_command("luna-fairseq", "prepare", "pieces", *_words(text, out, "--model-prefix", model))
     assert said == "learning 60 joint pieces and encoding\n"
-    made = {path.suffix: path.read_bytes() for path in model.parent.iterdir()}
-    _expected([text / f"train.{lang}" for lang in LANGUAGES], model)
-    assert made == {suffix: model.with_suffix(suffix).read_bytes() for suffix in (".model", ".vocab")}
+    assert sorted(path.suffix for path in model.parent.iterdir()) == [".model", ".vocab"]
+    pieces = _pieces(model)
+    # SentencePiece's own file has the names of the texts in it, too.
+    _expected([text / f"train.{lang}" for lang in LANGUAGES], tmp_path / "expected")
+    assert pieces == _pieces(tmp_path / "expected")
+    assert model.with_suffix(".vocab").read_bytes() == (tmp_path / "expected.vocab").read_bytes()
     files = ["settings.json", *(f"{split}.{lang}" for split in NAMES for lang in LANGUAGES)]
     assert sorted(path.name for path in out.iterdir()) == sorted(files)
     for split, name in NAMES.items():
@@ -75,9 +91,21 @@ def test_a_part_of_the_text_is_kept(text: Path, tmp_path: Path) -> None:
             assert (out / f"{split}.{lang}").read_text("utf-8") == _in_pieces(
                 out / f"{split}.raw.{lang}", out / "spm"
             )
-    made = (out / "spm.model").read_bytes()
-    _expected([out / f"train.raw.{lang}" for lang in LANGUAGES], out / "spm")
-    assert made == (out / "spm.model").read_bytes()
+    _expected([out / f"train.raw.{lang}" for lang in LANGUAGES], tmp_path / "expected")
+    assert _pieces(out / "spm") == _pieces(tmp_path / "expected")
+
+
+def test_names_that_the_encoding_of_the_system_cannot_express(text: Path, tmp_path: Path) -> None:
+    """As any umlaut with LC_ALL=C and PYTHONUTF8=0: SentencePiece itself then takes no such name."""
+    compat.prepare()
+    folder = tmp_path / os.fsdecode(b"gr\xf6\xdfe")
+    text.rename(folder)
+    assert main("it", _words(folder, folder / "out")) == 0
+    model = str(folder / "out" / "spm.model")
+    with pytest.raises((TypeError, UnicodeError)):
+        sentencepiece._sentencepiece.SentencePieceProcessor().LoadFromFile(model)
+    pieces = SentencepieceBPE(SentencepieceConfig(sentencepiece_model=model))  # that of fairseq's commands
+    assert pieces.encode("the dog") == SentencePieceEncoder(Path(model)).encode(["the dog"])[0]
 
 
 @pytest.mark.parametrize(

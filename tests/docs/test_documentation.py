@@ -31,7 +31,7 @@ from support.running import ROOT
 # Options of other programs.
 ELSEWHERE = set(
     "--help --version --no-build-isolation --no-deps --editable --no-index --find-links --index-url "
-    "--extra-index-url --nproc_per_node".split()
+    "--extra-index-url --nproc_per_node --method --num-experts --mean-pool-gating-network".split()
 )
 
 # The sections whose commands a test runs, and where the test is. A command that stands in none of them must say on

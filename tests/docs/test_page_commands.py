@@ -134,7 +134,7 @@ def test_from_long_documents_to_an_accuracy(tmp_path: Path) -> None:
         "luna-fairseq prepare", "mkdir", "for", "luna-fairseq prepare", "fairseq-train", "fairseq-validate",
     ]  # fmt: skip
     changes = {
-        "prepare demo text --test 8000": "prepare demo text --train 400 --test 80 --valid 2",
+        "prepare demo sentences --test 8000": "prepare demo sentences --train 400 --test 80 --valid 2",
         "--hold-out 200": "--hold-out 4",
         "-embed-dim 64": "-embed-dim 16",
         "--batch-size 16": "--batch-size 4",

@@ -170,6 +170,14 @@ def test_what_has_no_graph_is_named() -> None:
         graphs_of(make_model(share_all_embeddings=False, adaptive_softmax_cutoff="10,20"))
 
 
+def test_a_script_cannot_be_had() -> None:
+    """As docs/export.md says, which has to change with it."""
+    model = make_model().eval()
+    for part in (model, model.encoder, model.decoder):
+        with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
+            torch.jit.script(part)
+
+
 def test_int8_translates_by_beam_search() -> None:
     model = make_model().eval()
     eight = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)

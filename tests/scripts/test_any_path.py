@@ -67,6 +67,25 @@ def test_translation(clone: Path) -> None:
     ]
     assert len(lengths) < 200 and 80 < max(lengths) < 100
 
+    # Pretrained by denoising, and fine-tuned on a few of the pairs.
+    few = {"OUT": "few", "FROM": "out", "PAIRS": "50"}
+    (clone / "more").mkdir()
+    (clone / "more" / "train.txt").write_text("the cat sees\n\nthe dog runs\n" * 20)
+    script = "scripts/denoising.sh"
+    assert f"prepared: {clone}/few/smoke/data-bin" in _run(clone, script, "prepare", "more", **few)
+    assert "already prepared" in _run(clone, script, "prepare", "more", **few)
+    said = _run(clone, script, "finetune", "luna_tied_16", code=1, **few)
+    assert "denoising_luna_tied_16 is not trained: run " in said
+    for command in ("pretrain", "scratch", "finetune"):
+        assert "valid on 'valid' subset" in _run(clone, script, command, "luna_tied_16", **few)
+    log = (clone / "few" / "smoke" / "pairs_luna_tied_16-denoised" / "train.log").read_text()
+    assert "the last symbol of the checkpoint, <mask>, is left out" in log
+    said = _run(clone, script, "score", "luna_tied_16", **few)
+    assert "pairs_luna_tied_16: BLEU " in said and "pairs_luna_tied_16-denoised: BLEU " in said
+    assert "| pairs_luna_tied_16-denoised | " in _run(clone, script, "table", **few)
+    (text,) = (clone / "few" / "smoke" / "text").glob("train.en")
+    assert len(text.read_text().splitlines()) == 50
+
     # Another model learns from its translations.
     distill = {"OUT": "distilled", "FROM": "out", "FILTER_OPTIONS": "--ratio 1000"}
     assert "part 2 of 2" in _run(clone, "scripts/distill.sh", "translate", name, **distill)

@@ -41,7 +41,9 @@ def test_a_value_of_a_score(indent: int, tmp_path: Path) -> None:
     assert run_shell(values, tmp_path) == "26.5\nnrefs:1|case:mixed\nBLEU\n"
 
 
-@pytest.mark.parametrize("script", ["wmt14", "multi30k", "masked_lm", "language_model", "distill", "documents"])
+@pytest.mark.parametrize(
+    "script", ["wmt14", "multi30k", "masked_lm", "language_model", "distill", "documents", "denoising"]
+)
 def test_anything_else_than_a_command_is_answered_with_the_head_of_the_script(script: str, tmp_path: Path) -> None:
     text = (ROOT / "scripts" / f"{script}.sh").read_text()
     head = text.split("\n", 1)[1].split("\nset -euo")[0]

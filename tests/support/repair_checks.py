@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import functools
 import importlib.util
+import io
 import json
 import math
 import multiprocessing
@@ -27,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from fairseq import checkpoint_utils, hub_utils, models, tasks, utils
+from fairseq import checkpoint_utils, hub_utils, models, options, tasks, utils
 from fairseq.data import (
     ConcatDataset,
     Dictionary,
@@ -37,6 +38,7 @@ from fairseq.data import (
     TokenBlockDataset,
     data_utils,
 )
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE, SentencepieceConfig
 from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
 from fairseq.data.iterators import BufferedIterator, CountingIterator
 from fairseq.dataclass import utils as dataclass_utils
@@ -60,11 +62,12 @@ from fairseq.tasks.translation import TranslationConfig
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
 from hydra._internal import utils as hydra_utils
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker
 
-from luna_fairseq.compat import REPAIRS, commands, locking, signals
+from luna_fairseq.compat import REPAIRS, commands, locking, mistakes, signals
 from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError, FolderInUse
 from support.evil import Evil
 from support.models import CLS, make_dictionary, make_lra_config, make_model, make_sentences, make_task
@@ -145,6 +148,83 @@ def keep_the_root_logger(folder: Path, patch: Patch) -> None:
     assert _works_in_a_fresh_process("keep_the_root_logger")
 
 
+# mistakes
+
+
+def _score_what_is_not_there(patch: Patch) -> io.StringIO:
+    """The arguments of fairseq-score, whose function ``run_job`` ends in an error; what it prints."""
+    printed = io.StringIO()
+    patch.setattr(sys, "argv", ["fairseq-score", "--sys", "-", "--ref", "nowhere"])
+    patch.setattr(sys, "stderr", printed)
+    return printed
+
+
+def run_job() -> None:
+    """Under this name Hydra looks for what it has called."""
+    from fairseq_cli import score
+
+    score.cli_main()
+
+
+_SCORE = "fairseq-score: Reference file nowhere does not exist (LUNA_TRACEBACK=1 shows where fairseq says so)\n"
+
+
+def end_with_a_sentence(folder: Path, patch: Patch) -> None:
+    printed = _score_what_is_not_there(patch)
+    with pytest.raises(AssertionError) as seen:
+        run_job()
+    sys.excepthook(seen.type, seen.value, seen.tb)
+    assert printed.getvalue() == _SCORE
+
+
+def end_hydra_with_a_sentence(folder: Path, patch: Patch) -> None:
+    printed = _score_what_is_not_there(patch)
+    with pytest.raises(SystemExit, match="1"):
+        hydra_utils.run_and_report(run_job)
+    assert printed.getvalue() == _SCORE
+
+
+def _fails_as_foreseen(cfg: Any) -> None:
+    raise DataError("foreseen")
+
+
+def bring_the_sentence_back(folder: Path, patch: Patch) -> None:
+    """In a process with a parent; what starts it is replaced."""
+    spawned: List[Any] = []
+    patch.setattr(torch.multiprocessing, "spawn", lambda fn, args, **_: spawned.append(args[0]))
+    patch.setattr(torch.cuda, "device_count", lambda: 2)
+    options = {"distributed_world_size": 2, "distributed_no_spawn": False, "distributed_rank": 0}
+    options["distributed_init_method"] = "tcp://localhost:1"
+    cfg = OmegaConf.create({"distributed_training": options, "common": {"tpu": False, "bf16": False}})
+    distributed_utils.call_main(cfg, _fails_as_foreseen)
+    patch.setattr(multiprocessing, "parent_process", lambda: "somebody")
+    with pytest.raises(mistakes.Mistake, match="foreseen"):
+        pickle.loads(pickle.dumps(spawned[0]))(cfg)
+
+
+def say_what_was_meant(folder: Path, patch: Patch) -> None:
+    printed = io.StringIO()
+    patch.setattr(sys, "stderr", printed)
+    patch.setattr(sys, "argv", ["fairseq-train"])
+    with pytest.raises(SystemExit, match="2"):
+        options.get_training_parser().parse_args(["data", "--arch", "transfomer"])
+    said = printed.getvalue()
+    assert said.startswith(
+        "fairseq-train: error: argument --arch/-a: invalid choice: 'transfomer': did you mean trans"
+    )
+    assert said.count("\n") == 1 and said.endswith(" (all: fairseq-train --help)\n")
+
+
+def print_every_character(folder: Path, patch: Patch) -> None:
+    written = io.BytesIO()
+    patch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    patch.setitem(sys.modules, "fairseq_cli", sys.modules[__name__])
+    with pytest.raises(AssertionError):
+        tasks.setup_task(None)
+    print("\u2581gr\xfcn", flush=True)
+    assert written.getvalue() == b"\xe2\x96\x81gr\xc3\xbcn\n"
+
+
 # loading
 
 
@@ -200,6 +280,12 @@ def compare_checksums(folder: Path, patch: Patch) -> None:
     (folder / "x.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="is cut short or damaged"):
         checkpoint_utils.load_checkpoint_to_cpu(str(folder / "x.pt"))
+
+
+def read_pieces(folder: Path, patch: Patch) -> None:
+    (folder / "pieces.model").write_text("no model")
+    with pytest.raises(DataError, match=r"pieces\.model is not a SentencePiece model: name the one"):
+        SentencepieceBPE(SentencepieceConfig(sentencepiece_model=str(folder / "pieces.model")))
 
 
 # hub
@@ -335,6 +421,28 @@ def refuse_random_heads(folder: Path, patch: Patch) -> None:
     patch.setattr(model, "fresh_heads", {"pairs": "the head pairs is not in it"}, raising=False)
     task = SimpleNamespace(build_model=lambda cfg: model, load_state_dict=lambda state: None)
     with pytest.raises(CheckpointMismatch, match="cannot be evaluated so: the head pairs is not in it"):
+        checkpoint_utils.load_model_ensemble_and_task([path], task=task)
+
+
+class _OtherDictionary(torch.nn.Module):
+    """A model of seven symbols."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(7, 3)
+
+    def load_state_dict(self, state: Any, *_: Any, **__: Any) -> Any:
+        return super().load_state_dict({"embed_tokens.weight": torch.zeros(5, 3)})
+
+    def set_num_updates(self, count: int) -> None:
+        pass
+
+
+def explain_another_dictionary(folder: Path, patch: Patch) -> None:
+    path = save(trained(folder), folder / "x.pt")
+    task = SimpleNamespace(build_model=lambda cfg: _OtherDictionary(), load_state_dict=lambda state: None)
+    said = f"^{path} was trained with a dictionary of 5 symbols and that of the data folder has 7: name"
+    with pytest.raises(CheckpointMismatch, match=said):
         checkpoint_utils.load_model_ensemble_and_task([path], task=task)
 
 
@@ -897,6 +1005,21 @@ def _start_of_a_training(cfg: Any) -> None:
 
 
 # signals
+
+
+def refuse_an_unknown_config(folder: Path, patch: Patch) -> None:
+    (folder / "translation.yaml").write_text("")
+    runtime = {"config_sources": [{"path": str(folder), "schema": "file", "provider": "main"}]}
+    state = SimpleNamespace(
+        cfg=OmegaConf.create({"hydra": {"job": {"config_name": "translation"}, "runtime": runtime}})
+    )
+    patch.setattr(HydraConfig, "instance", lambda: state)
+    cfg = make_trainer(folder).cfg
+    cfg.checkpoint.no_save = True
+    _start_of_a_training(cfg)
+    state.cfg.hydra.job.config_name = "transaltion"
+    with pytest.raises(ValueError, match=f"^there is no transaltion.yaml in {folder}: did you mean translation"):
+        _start_of_a_training(cfg)
 
 
 def listen_to_signals(folder: Path, patch: Patch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from luna_fairseq.console import help_parser, positive, run
 from luna_fairseq.data.demo.corpus import generate, words
 from luna_fairseq.data.files import alone_in, whole_file
-from luna_fairseq.data.settings import take
+from luna_fairseq.data.settings import begun, take
 from luna_fairseq.errors import PreparationError
 
 DESCRIPTION = """A synthetic English-German corpus, to try everything with: OUT/{train,valid,test}.{en,de}.
@@ -44,7 +44,9 @@ def prepare(out: Path, seed: int, sizes: dict[str, int]) -> None:
         raise PreparationError(str(error)) from error
     random.Random(seed).shuffle(pairs)
     with alone_in(out.resolve()):
-        take(out, {"script": "luna-fairseq prepare demo", "seed": seed, **sizes})
+        settings = {"script": "luna-fairseq prepare demo", "seed": seed, **sizes}
+        begun(out, settings)
+        take(out, settings)
         for split, size in sizes.items():
             part, pairs = pairs[:size], pairs[size:]
             english, german = [pair.en for pair in part], [pair.de for pair in part]

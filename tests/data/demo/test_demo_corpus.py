@@ -18,6 +18,7 @@ from luna_fairseq.data.demo.lexicon import rows
 from luna_fairseq.data.demo.phrases import noun_phrase
 from luna_fairseq.data.demo.sentences import Sentences
 from luna_fairseq.data.demo.words import IRREGULAR, WAS, Pair
+from support.trees import snapshot
 
 SPLITS = ("train", "valid", "test")
 
@@ -94,6 +95,18 @@ def test_seed_decides(tmp_path: Path) -> None:
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
         assert file.read_bytes() != (tmp_path / "c" / file.name).read_bytes()
+
+
+def test_another_corpus_does_not_take_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same one does: an interrupted command is given again."""
+    sizes = ["--valid", "2", "--test", "2"]
+    for _ in range(2):
+        assert cli.main(["prepare", "demo", str(tmp_path / "text"), "--train", "20", *sizes]) == 0
+    before = snapshot(tmp_path)
+    assert cli.main(["prepare", "demo", str(tmp_path / "text"), "--train", "30", *sizes]) == 1
+    said = f"{tmp_path}/text was begun with train 20, not 30: repeat it, or name another folder"
+    assert capsys.readouterr().err == f"luna-fairseq prepare demo: {said}\n"
+    assert snapshot(tmp_path) == before
 
 
 def test_a_seed_keeps_its_sentences() -> None:

@@ -233,7 +233,7 @@ def test_sst2_as_it_is_with_smoke_and_again(pieces: Path, tmp_path: Path) -> Non
     assert prepare(*options) == f"already prepared: {out}\n"
     assert (out / "input0" / "train.bin").stat().st_mtime_ns == before
     said = error(*options, "--task", "CoLA")
-    assert said == f'{out} was begun with task "SST-2", not "CoLA": repeat it, or name another --out'
+    assert said == f'{out} was begun with task "SST-2", not "CoLA": repeat it, or name another folder'
 
 
 def test_gpt2_pieces(tmp_path: Path) -> None:

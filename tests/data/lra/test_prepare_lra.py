@@ -189,11 +189,11 @@ def test_smoke_interrupted_and_again(prepare: Prepare, tmp_path: Path) -> None:
     assert prepare(*real, "--workers", 2) == f"already prepared: {out}\n"
     assert (out / "src-bin" / "train.bin").stat().st_mtime_ns == before
     said = prepare(*real, "--seed", 3, code=1)
-    assert said == f"{out} was begun with seed 1, not 3: repeat it, or name another --out"
+    assert said == f"{out} was begun with seed 1, not 3: repeat it, or name another folder"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     said = prepare(*real, "--out", tmp_path / "full", code=1)
-    assert said == f"{tmp_path}/full has a mine.txt that luna-fairseq prepare did not make: name another --out"
+    assert said == f"{tmp_path}/full has a mine.txt that luna-fairseq prepare did not make: name another folder"
 
 
 def test_interrupt_while_workers_start() -> None:
@@ -308,7 +308,7 @@ def test_text_with_examples_held_out(prepare: Prepare, tmp_path: Path) -> None:
         said = prepare(*usual, "--hold-out", number, "--out", tmp_path / "no", code=1)
         assert said.startswith(f"--hold-out {number} takes half of its examples from either class: give an even")
     said = prepare(*usual[:3], "--out", one, code=1)
-    assert said == f"{one} was begun with hold_out 6, not null: repeat it, or name another --out"
+    assert said == f"{one} was begun with hold_out 6, not null: repeat it, or name another folder"
 
 
 def test_wrong_folders_of_text(prepare: Prepare, tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_image(prepare: Prepare, tmp_path: Path) -> None:
             out, split
         )
     said = prepare("image", "--data", data, "--out", out, code=1)
-    assert said == f'{out} was begun with as "pixels", not "tokens": repeat it, or name another --out'
+    assert said == f'{out} was begun with as "pixels", not "tokens": repeat it, or name another folder'
 
 
 def test_grey(tmp_path: Path) -> None:

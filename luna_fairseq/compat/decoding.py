@@ -66,6 +66,34 @@ def compute_attention_for_its_reader(original: Any, self: Any, models: Any) -> N
 
 
 @replaces(
+    "fairseq.sequence_generator.EnsembleModel",
+    "reorder_incremental_state",
+    fairseq="does not say that rows of a beam stay within their sentence, and who wants to know waits for the GPU",
+    here="says so: no step of a beam search looks at the order of its rows",
+    since="fairseq 0.12.3",
+)
+def say_that_rows_stay(original: Any, self: Any, incremental_states: Any, new_order: Any) -> None:
+    from luna_fairseq.ops import rows_stay_in_sentences
+
+    with rows_stay_in_sentences():
+        original(self, incremental_states, new_order)
+
+
+@replaces(
+    "fairseq.sequence_generator.EnsembleModel",
+    "reorder_encoder_out",
+    fairseq="the same, to the encoder",
+    here="the same",
+    since="fairseq 0.12.3",
+)
+def say_that_sentences_stay(original: Any, self: Any, encoder_outs: Any, new_order: Any) -> Any:
+    from luna_fairseq.ops import rows_stay_in_sentences
+
+    with rows_stay_in_sentences():
+        return original(self, encoder_outs, new_order)
+
+
+@replaces(
     "fairseq.search.DiverseBeamSearch",
     "step",
     fairseq="takes a sentence's number for its place in the batch: --diverse-beam-groups ends with an IndexError",

@@ -64,14 +64,16 @@ class _State:
             own, cross = layer.self_attn._saved(state), layer.encoder_attn._saved(state)
             start = ops.CausalState.start(own["packed_query"], rows, self.tied)
             found.update({f"packed_query_{i}": own["packed_query"], f"key_{i}": cross["key"]})
-            found.update({f"value_{i}": cross["value"], "packed_mask": cross["packed_mask"], "steps": start.steps})
+            mask = None if cross["packed_mask"] is None else cross["packed_mask"] == 0  # kept as what is added
+            found.update({f"value_{i}": cross["value"], "packed_mask": mask, "steps": start.steps})
             found.update({f"key_sum_{i}": start.key_sum, f"value_sum_{i}": start.value_sum})
         return [found[name].clone() for name in self.still + self.moving]  # no output is another, or a view
 
     def restore(self, tensors: Dict[str, Tensor]) -> IncrementalState:
         """Fairseq's state of named tensors."""
         state: IncrementalState = {}
-        one: Dict[str, Any] = {"rows_per_sentence": torch.tensor(1), "packed_mask": tensors.get("packed_mask")}
+        mask = ops.additive_mask(tensors.get("packed_mask"), tensors["key_sum_0"].dtype)
+        one: Dict[str, Any] = {"rows_per_sentence": 1, "packed_mask": mask, "folded": None, "constant": None}
         for i, layer in enumerate(self.layers):
             key, total = tensors[f"key_{i}"], tensors[f"key_sum_{i}"]
             sums = {"key_sum": total, "value_sum": tensors.get(f"value_sum_{i}", total), "steps": tensors["steps"]}
@@ -153,8 +155,9 @@ class _Step(nn.Module):
         state = self.state.restore(named)
         x = decoder._embed(tokens, 1, named["steps"])
         padding_mask = tokens.eq(decoder.padding_idx)
+        steps = decoder._steps(tokens, padding_mask)
         for layer in decoder.layers:
-            x, _, _ = layer(x, None, None, None, None, padding_mask, state)
+            x, _, _ = layer(x, None, None, None, None, padding_mask, state, steps=steps)
         if decoder.layer_norm is not None:
             x = decoder.layer_norm(x)
         if decoder.project_out_dim is not None:

@@ -12,7 +12,6 @@ from fairseq.models.transformer import (
 )
 from fairseq.modules import LayerNorm
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
-from fairseq.utils import make_positions
 from torch import Tensor, nn
 
 from luna_fairseq import ops
@@ -154,10 +153,10 @@ class LunaEncoder(TransformerEncoderBase):
         """Make row i what row ``new_order[i]`` was (``[B']`` int64).
 
         In a beam search sentences are kept once for all of their rows, and ``rows_per_sentence`` holds how many
-        rows each has (an integer tensor).
+        rows each has (an integer).
         """
         before, count = _rows_per_sentence(encoder_out), encoder_out["packed_out"][0].size(0)
-        sentences, rows_per_sentence = ops.RowOrder(new_order).sentences(count, before)
+        sentences, rows_per_sentence = ops.row_order(new_order).sentences(count, before)
         reordered = dict(encoder_out)
         if sentences is not None:
             own = {**encoder_out, "encoder_states": [*encoder_out["encoder_states"]]}  # fairseq changes the list
@@ -167,7 +166,7 @@ class LunaEncoder(TransformerEncoderBase):
             reordered["fc_results"] = encoder_out.get("fc_results", [])
             real = source_padding(encoder_out) is None
             reordered["all_real"] = [*reordered["encoder_padding_mask"]] if real else []
-        reordered["rows_per_sentence"] = [torch.tensor(rows_per_sentence)]
+        reordered["rows_per_sentence"] = [rows_per_sentence]  # type: ignore[list-item]
         return reordered
 
 
@@ -181,8 +180,8 @@ def source_padding(encoder_out: Dict[str, List[Tensor]]) -> Optional[Tensor]:
     return None if any(mask is known for known in encoder_out.get("all_real", [])) else mask
 
 
-def _rows_per_sentence(encoder_out: Dict[str, List[Tensor]]) -> int:
-    return int(encoder_out["rows_per_sentence"][0]) if encoder_out.get("rows_per_sentence") else 1
+def _rows_per_sentence(encoder_out: Dict[str, List[Any]]) -> int:
+    return encoder_out["rows_per_sentence"][0] if encoder_out.get("rows_per_sentence") else 1
 
 
 class LunaDecoder(TransformerDecoderBase):
@@ -246,7 +245,8 @@ class LunaDecoder(TransformerDecoderBase):
             return positions_from(embed, tokens[:, -new:], start, self.padding_idx)
         if new == tokens.size(1):
             return embed(tokens)
-        index = make_positions(tokens, self.padding_idx)[:, -new:]
+        real = tokens.ne(self.padding_idx)  # fairseq's make_positions, in half as many passes
+        index = real.cumsum(dim=1)[:, -new:] * real[:, -new:] + self.padding_idx
         if isinstance(embed, nn.Embedding):
             return nn.functional.embedding(index, embed.weight)
         if embed.weights.size(0) < self.padding_idx + 1 + tokens.size(1):
@@ -293,17 +293,12 @@ class LunaDecoder(TransformerDecoderBase):
             alignment_layer = self.num_layers - 1
 
         new = prev_output_tokens.size(1)
-        if incremental_state is not None:
-            seen = self._count_seen(incremental_state, prev_output_tokens.size(1))
-            new -= seen
-            if new < 1:
-                raise ValueError(f"all {seen} target tokens were decoded before: append the new ones to them")
+        seen = 0 if incremental_state is None else self._seen(incremental_state)
+        new -= seen
+        if new < 1 <= seen:
+            raise ValueError(f"all {seen} target tokens were decoded before: append the new ones to them")
+        padding_mask, steps = self._count(prev_output_tokens[:, -new:], incremental_state, prev_output_tokens.size(1))
         x = self._embed(prev_output_tokens, new)
-
-        is_padding = prev_output_tokens[:, -new:].eq(self.padding_idx)
-        # In training and scoring, padding that nothing real comes after cannot be seen by anything real.
-        in_the_way = incremental_state is not None or may_be_true(is_padding[:, :-1] & ~is_padding[:, 1:])
-        padding_mask = is_padding if in_the_way else None
 
         encoder_hidden, packed, packed_padding = (
             encoder_out[name][0] if encoder_out[name] else None
@@ -314,9 +309,11 @@ class LunaDecoder(TransformerDecoderBase):
             rows = encoder_hidden.size(0) * _rows_per_sentence(encoder_out)
             if rows != x.size(0):
                 raise ValueError(f"{x.size(0)} targets for {rows} sources: give every source its target")
-        encoder_mask, packed_mask = ops.key_mask(source_padding(encoder_out)), ops.key_mask(packed_padding)
+        encoder_mask = packed_mask = None
+        if not seen:  # layers keep them
+            encoder_mask, packed_mask = ops.key_mask(source_padding(encoder_out)), ops.key_mask(packed_padding)
         places: Optional[ops.RowPlaces] = None
-        if self._placed_heads and new == prev_output_tokens.size(1):  # P packs the source at the first step alone
+        if self._placed_heads and not seen:  # P packs the source at the first step alone
             assert packed is not None and encoder_hidden is not None
             places = ops.row_places(packed.size(1), self._placed_heads, encoder_hidden, encoder_mask, packed_mask)
 
@@ -334,6 +331,7 @@ class LunaDecoder(TransformerDecoderBase):
                 need_attn and index == alignment_layer,
                 not (need_attn or lost) and index == alignment_layer,
                 places,
+                steps,
             )
             inner_states.append(x.transpose(0, 1))
             if isinstance(layer_attn, LunaWeights):
@@ -348,16 +346,36 @@ class LunaDecoder(TransformerDecoderBase):
 
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Make row i of the decoding state what row ``new_order[i]`` was (``[B']`` int64); changed in place."""
-        order = ops.RowOrder(new_order)  # looked at once for all layers
+        order = ops.row_order(new_order)  # looked at once for all layers, and the encoder
+        selected: ops.Selected = {}  # layers share what was counted
         for module in self.modules():
             if isinstance(module, LunaAttention | CausalLunaAttention):
-                module.reorder_incremental_state(incremental_state, order)
+                module.reorder_incremental_state(incremental_state, order, selected)
 
-    def _count_seen(self, incremental_state: IncrementalState, now: int) -> int:
-        """How many target positions earlier calls have decoded; remember that it is ``now`` from here on."""
-        saved = self.get_incremental_state(incremental_state, "seen")
-        self.set_incremental_state(incremental_state, "seen", {"length": torch.tensor(now)})
-        return 0 if saved is None else int(saved["length"])
+    def _seen(self, incremental_state: IncrementalState) -> int:
+        """How many target positions earlier calls have decoded."""
+        saved: Any = self.get_incremental_state(incremental_state, "seen")
+        return 0 if saved is None else saved["length"]
+
+    def _count(
+        self, tokens: Tensor, incremental_state: Optional[IncrementalState], now: int
+    ) -> Tuple[Optional[Tensor], ops.Steps]:
+        """What of the new tokens is padding that may be seen, and their count; remember that ``now`` were decoded."""
+        is_padding = tokens.eq(self.padding_idx)
+        if incremental_state is None:
+            # In training and scoring, padding that nothing real comes after cannot be seen by anything real.
+            in_the_way = may_be_true(is_padding[:, :-1] & ~is_padding[:, 1:])
+        else:  # what is kept must be rid of it
+            in_the_way = may_be_true(is_padding)
+            self.set_incremental_state(incremental_state, "seen", {"length": now})
+        padding_mask = is_padding if in_the_way else None
+        return padding_mask, self._steps(tokens, padding_mask)
+
+    def _steps(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> ops.Steps:
+        """The new tokens, ``[B, N]``, counted for all layers."""
+        weights: Any = next(self.parameters())
+        dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
+        return ops.Steps(tokens.size(0), tokens.size(1), padding_mask, tokens.device, dtype)
 
 
 class LunaModel(TransformerModelBase):

@@ -37,7 +37,6 @@ from luna_fairseq.models.luna import LunaDecoder, wrap_layer
 from luna_fairseq.modules import CausalLunaAttention, LunaLanguageModelLayer, PackedInput
 from luna_fairseq.modules.attention import IncrementalState
 from luna_fairseq.modules.carried import Carry
-from luna_fairseq.modules.padding import may_be_true
 
 
 @dataclass
@@ -144,16 +143,13 @@ class LunaLanguageModelDecoder(LunaDecoder):
         if carry is not None:
             return self._carry_on(prev_output_tokens, carry)
         new = prev_output_tokens.size(1)
-        if incremental_state is not None:
-            seen = self._count_seen(incremental_state, new)
-            new -= seen
-            if new < 1:
-                raise ValueError(f"all {seen} tokens were seen before: append the new ones to them")
+        seen = 0 if incremental_state is None else self._seen(incremental_state)
+        new -= seen
+        if new < 1 <= seen:
+            raise ValueError(f"all {seen} tokens were seen before: append the new ones to them")
+        padding_mask, steps = self._count(prev_output_tokens[:, -new:], incremental_state, prev_output_tokens.size(1))
         x = self._embed(prev_output_tokens, new)
-        is_padding = prev_output_tokens[:, -new:].eq(self.padding_idx)
-        # Padding that nothing real comes after cannot be seen by anything real; what is kept must be rid of it.
-        in_the_way = incremental_state is not None or may_be_true(is_padding[:, :-1] & ~is_padding[:, 1:])
-        return self._layers(x, is_padding if in_the_way else None, incremental_state, {})
+        return self._layers(x, padding_mask, incremental_state, {}, steps)
 
     def extend(self, tokens: Tensor, incremental_state: IncrementalState) -> Tensor:
         """Logits of what follows each of some more tokens, at a cost that does not depend on how many were before.
@@ -169,7 +165,8 @@ class LunaLanguageModelDecoder(LunaDecoder):
         start = tokens.new_zeros(tokens.size(0)) if saved is None else saved["real"]
         assert start is not None
         is_padding = tokens.eq(self.padding_idx)
-        x, _ = self._layers(self._embed(tokens, tokens.size(1), start), is_padding, incremental_state, {})
+        x = self._embed(tokens, tokens.size(1), start)
+        x, _ = self._layers(x, is_padding, incremental_state, {}, self._steps(tokens, is_padding))
         self.set_incremental_state(incremental_state, "extended", {"real": start + (~is_padding).sum(dim=1)})
         return self.output_layer(x)
 
@@ -184,7 +181,7 @@ class LunaLanguageModelDecoder(LunaDecoder):
         is_padding = tokens.eq(self.padding_idx)
         state: IncrementalState = {}
         x = self._embed(tokens, tokens.size(1), None if carry.restart else start)
-        result = self._layers(x, is_padding, state, before)
+        result = self._layers(x, is_padding, state, before, self._steps(tokens, is_padding))
         carry.after = {"real": start + (~is_padding).sum(dim=1)}
         for index, attention in enumerate(self._attentions()):
             left = attention.state(state) or before.get(attention)  # LayerDrop leaves layers out
@@ -205,6 +202,7 @@ class LunaLanguageModelDecoder(LunaDecoder):
         padding_mask: Optional[Tensor],
         incremental_state: Optional[IncrementalState],
         before: Dict[nn.Module, ops.CausalState],
+        steps: ops.Steps,
     ) -> Tuple[Tensor, Dict[str, Any]]:
         """All layers and the last norm.
 
@@ -213,13 +211,14 @@ class LunaLanguageModelDecoder(LunaDecoder):
             padding_mask: ``[B, N]`` bool, True = padding, or None.
             incremental_state: fairseq's decoding state, or None.
             before: attention -> what it begins an empty ``incremental_state`` with.
+            steps: the positions, counted for all layers.
         """
         packed: Optional[Tensor] = None
         if self.packed_input is not None and not any(a.state(incremental_state) for a in self._attentions()):
             packed = self.packed_input.whole()
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
         for layer in self.layers:
-            x = layer(x, packed, padding_mask, incremental_state, before.get(layer.self_attn))
+            x = layer(x, packed, padding_mask, incremental_state, before.get(layer.self_attn), steps)
             inner_states.append(x.transpose(0, 1))
         if self.layer_norm is not None:
             x = self.layer_norm(x)

@@ -6,144 +6,21 @@ pk pv`` make the queries, tied keys-and-values, keys and values of the pack step
 unpack step.
 """
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
-from fairseq.incremental_decoding_utils import FairseqIncrementalState
-from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from luna_fairseq import ops
-from luna_fairseq.modules.dropout import Dropout
+from luna_fairseq.modules.attention_base import (
+    IncrementalState,
+    _join_heads,
+    _LunaAttentionBase,
+    _split_heads,
+    check_heads,
+)
 from luna_fairseq.modules.weights import LunaWeights, luna_weights
-
-IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
-
-
-def _split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """``[B, N, D]`` -> ``[B, H, N, K]``, a view."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-def _join_heads(x: Tensor) -> Tensor:
-    """``[B, H, N, K]`` -> ``[B, N, D]``."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def check_heads(embed_dim: int, num_heads: int, what: str) -> int:
-    """The width of one head.
-
-    Raises:
-        ValueError: if ``num_heads`` does not divide ``embed_dim``; ``what`` is the option to change.
-    """
-    if num_heads < 1 or embed_dim % num_heads != 0:
-        raise ValueError(f"{what} is {num_heads}: it must be at least 1 and divide the model width {embed_dim}")
-    return embed_dim // num_heads
-
-
-class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
-    """Projections, dropout and decoding state for both attentions below."""
-
-    if TYPE_CHECKING:  # torch.jit reads annotations, and knows no types of modules
-        # Which of these exist is said to _add_projections.
-        pq_proj: nn.Module
-        pc_proj: nn.Module
-        pk_proj: nn.Module
-        pv_proj: nn.Module
-        q_proj: nn.Module
-        c_proj: nn.Module
-        k_proj: nn.Module
-        v_proj: nn.Module
-        out_proj: nn.Module
-        dropout_module: Dropout
-
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.embed_dim = embed_dim
-        self.num_heads = num_heads
-        self.head_dim = check_heads(embed_dim, num_heads, "the number of attention heads")
-        self.dropout_module = Dropout(dropout, module_name=self.__class__.__name__)
-
-    def _add_projections(self, in_dims: Dict[str, int], bias: bool, q_noise: float, qn_block_size: int) -> None:
-        """Create ``<name>_proj`` for each name, Xavier uniform (gain 1/sqrt(2); 1 for ``out``)."""
-        for name, in_dim in in_dims.items():
-            linear = nn.Linear(in_dim, self.embed_dim, bias=bias)
-            nn.init.xavier_uniform_(linear.weight, gain=1.0 if name == "out" else 1.0 / math.sqrt(2.0))
-            if name == "out" and bias:
-                nn.init.zeros_(linear.bias)
-            self.add_module(f"{name}_proj", quant_noise(linear, q_noise, qn_block_size))
-
-    def _unseen_in_shapes(self) -> Dict[str, Any]:
-        """What makes another attention of the same parameters; saved with them, and checked when loading."""
-        return {"num_heads": self.num_heads}
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination._metadata[prefix[:-1]].update(self._unseen_in_shapes())
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: List[str]
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
-        error_msgs = lists[-1]
-        for name, value in self._unseen_in_shapes().items():
-            saved = local_metadata.get(name, value)  # published checkpoints do not say
-            if saved != value:
-                error_msgs.append(f"{prefix}{name} is {saved} in the checkpoint and {value} in this model")
-
-    def _to_fold(self, x: Tensor, rows: int, heads: int, taken: int, *names: str) -> List[ops.Projection]:
-        """The named projections if it pays to fold them into ``rows`` rows of P, or none of them.
-
-        Args:
-            x: ``[B, N, D]``, what each of them is spared.
-            rows: L.
-            heads: H.
-            taken: see :func:`luna_fairseq.ops.folding_pays`.
-            names: whose products are spared.
-        """
-        found: List[ops.Projection] = []
-        for name in names:
-            proj = self.get_submodule(f"{name}_proj")
-            # Quantisation noise is a hook; whatever else was put around a projection wants to see x, too.
-            hooks = (proj._forward_hooks, proj._forward_pre_hooks, proj._backward_hooks, proj._backward_pre_hooks)
-            if type(proj) is not nn.Linear or "forward" in vars(proj) or any(hooks):
-                return []
-            found.append((proj.weight, proj.bias))
-        return found if ops.folding_pays(x, self.embed_dim, rows, heads, len(names), taken) else []
-
-    def _saved(self, incremental_state: Optional[IncrementalState]) -> Dict[str, Optional[Tensor]]:
-        # Called on the class: nn.Module's typing takes any attribute of a module for a tensor.
-        return FairseqIncrementalState.get_incremental_state(self, incremental_state, "luna") or {}
-
-    def _save(self, incremental_state: Optional[IncrementalState], values: Dict[str, Optional[Tensor]]) -> None:
-        FairseqIncrementalState.set_incremental_state(self, incremental_state, "luna", values)
-
-    def reorder_incremental_state(
-        self, incremental_state: IncrementalState, new_order: Union[Tensor, ops.RowOrder]
-    ) -> None:
-        """Make row i of everything saved what row ``new_order[i]`` was; any order, any length.
-
-        What depends on the sentence alone stays where it is while rows change within their sentences.
-
-        Args:
-            incremental_state: changed in place; its tensors are not.
-            new_order: ``[B']`` int64, or an order that several modules share.
-        """
-        saved = self._saved(incremental_state)
-        if not saved:
-            return
-        order = new_order if isinstance(new_order, ops.RowOrder) else ops.RowOrder(new_order)
-        now = dict(saved)
-        rows_per_sentence = now.pop("rows_per_sentence")
-        sums = {name: now.pop(name) for name in ops.CausalState._fields if name in now}
-        sentences = next(x.size(0) for x in now.values() if x is not None)
-        before = int(rows_per_sentence)  # type: ignore[arg-type]
-        kept, after = order.sentences(sentences, before)
-        now = ops.select_rows(now, kept)
-        now.update(ops.select_rows(sums, order.rows if order.changes(sentences * before) else None))
-        self._save(incremental_state, {**now, "rows_per_sentence": torch.tensor(after)})
 
 
 class LunaAttention(_LunaAttentionBase):
@@ -302,9 +179,10 @@ class LunaAttention(_LunaAttentionBase):
         assert key is not None and value is not None
         batch, length, _ = query.shape
         rows = ops.rows_per_sentence(batch, key.size(0))
-        if not saved:
+        if not saved and incremental_state is not None:
+            packed_mask = ops.additive_mask(packed_mask, key.dtype)  # once, and not in every step
             saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
-            self._save(incremental_state, {**saving, "rows_per_sentence": torch.tensor(rows)})
+            self._save(incremental_state, {**saving, "rows_per_sentence": rows})
         query = query.reshape(key.size(0), rows * length, self.embed_dim)  # all rows of a sentence side by side
 
         folded: List[ops.Projection] = []
@@ -374,7 +252,7 @@ class CausalLunaAttention(_LunaAttentionBase):
     def state(self, incremental_state: Optional[IncrementalState]) -> Optional[ops.CausalState]:
         """What the positions so far have left in a decoding state, or None before the first."""
         saved = self._saved(incremental_state)
-        return ops.CausalState(*(saved[name] for name in ops.CausalState._fields)) if saved else None  # type: ignore[arg-type]
+        return ops.CausalState(*(saved[name] for name in ops.CausalState._fields)) if saved else None
 
     def forward(
         self,
@@ -384,12 +262,14 @@ class CausalLunaAttention(_LunaAttentionBase):
         padding_mask: Optional[Tensor] = None,
         incremental_state: Optional[IncrementalState] = None,
         carried: Optional[ops.CausalState] = None,
+        steps: Optional[ops.Steps] = None,
     ) -> Tensor:
         """Attend from each position to itself and the earlier ones.
 
         With an ``incremental_state`` the positions follow those of earlier calls, one or several at a time;
         the state is two sums (one, if kv are tied) and an integer count per row, and the queries of P,
-        computed once per sentence, with the mask of P. In a beam search S sentences have B / S consecutive
+        computed once per sentence, with the mask of P. On a GPU the queries are kept with the projection of the
+        positions folded into them, too. In a beam search S sentences have B / S consecutive
         rows each; everywhere else S = B.
 
         Args:
@@ -400,51 +280,83 @@ class CausalLunaAttention(_LunaAttentionBase):
                 position, since later positions cannot be seen.
             incremental_state: fairseq's decoding state, or None.
             carried: what earlier positions have left, to begin an empty ``incremental_state`` with; not changed.
+            steps: the positions, counted for all layers; of the same ``padding_mask``. Or None.
 
         Returns:
             ``[B, N, D]``.
         """
         saved = self._saved(incremental_state)
         state = self.state(incremental_state)
+        folded: Optional[Tensor] = None
+        constant: Optional[Tensor] = None
         if saved:
-            packed_query, packed_mask = saved["packed_query"], saved["packed_mask"]
+            packed_query, folded, constant, packed_mask = (
+                saved[k] for k in ("packed_query", "folded", "constant", "packed_mask")
+            )
         else:
             assert packed is not None
             packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
             if incremental_state is not None:
-                packed_query = packed_query.contiguous()  # once, and not in the product of every step
-                state = carried or ops.CausalState.start(packed_query, query.size(0), self.tie_kv)
-        assert packed_query is not None
+                none = None if steps is None else steps.none()
+                state = carried or ops.CausalState.start(packed_query, query.size(0), self.tie_kv, none)
+                packed_mask = ops.additive_mask(packed_mask, state.key_sum.dtype)  # once, and not in every step
+                packed_query = packed_query.contiguous()  # likewise
+                if ops.folding_spares_launches(packed_query, self.embed_dim) and (fold := self._plain("pc")):
+                    folded, constant = ops.folded_rows(packed_query, fold[0])
 
         q = _split_heads(self.q_proj(query), self.num_heads)
         projections = (self.c_proj,) if self.tie_kv else (self.k_proj, self.v_proj)
         key, *other = (_split_heads(proj(query), self.num_heads) for proj in projections)
         value = other[0] if other else key
-        length, rows = query.size(1), ops.rows_per_sentence(query.size(0), packed_query.size(0))
-        # All rows of a sentence side by side. One P may be that of any batch, whatever one the model is traced with.
-        one = packed_query.size(0) == 1 and query.numel() > 0
-        context = query.reshape(packed_query.size(0), -1 if one else rows * length, self.embed_dim)
-        if folded := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
-            scores = _split_heads(ops.folded_scores(context, packed_query, folded[0]), self.num_heads)
-            pack_weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
-        else:
-            context = _split_heads(self.pc_proj(context), self.num_heads)
-            pack_weights = ops.causal_pack_weights(context, packed_query, self.activation)
-        if rows > 1 or one:
-            pack_weights = pack_weights.unflatten(2, (-1 if one else rows, length)).transpose(1, 2).flatten(0, 1)
-        row_mask = packed_mask if packed_mask is None or rows == 1 else packed_mask.repeat_interleave(rows, dim=0)
+        rows = ops.rows_per_sentence(query.size(0), packed_query.size(0))
         y, state = ops.causal_luna_attention(
             q,
             key,
             value,
-            pack_weights,
-            packed_mask=row_mask,
+            self._pack_weights(query, packed_query, folded, constant),
+            packed_mask=packed_mask if state is not None or rows == 1 else _for_rows(packed_mask, rows),
             padding_mask=padding_mask,
             pack_dropout=self.dropout_module.rate,
             unpack_dropout=self.dropout_module.rate,
             state=state,
+            steps=steps,
         )
         if state is not None:
-            saving = {"packed_query": packed_query, "packed_mask": packed_mask, **state._asdict()}
-            self._save(incremental_state, {**saving, "rows_per_sentence": torch.tensor(rows)})
+            saving = {"packed_query": packed_query, "folded": folded, "constant": constant}
+            saving = {**saving, "packed_mask": packed_mask, **state._asdict()}
+            self._save(incremental_state, {**saving, "rows_per_sentence": rows})
         return self.out_proj(_join_heads(y))
+
+    def _pack_weights(
+        self, query: Tensor, packed_query: Tensor, folded: Optional[Tensor], constant: Optional[Tensor]
+    ) -> Tensor:
+        """The positive weights of every position, ``[B, H, N, L]``.
+
+        Args:
+            query: ``[B, N, D]``.
+            packed_query: the queries of P, ``[S, H, L, K]``.
+            folded, constant: the same with the projection of the positions folded in, from
+                :func:`luna_fairseq.ops.folded_rows`; or None.
+        """
+        length, sentences = query.size(1), packed_query.size(0)
+        rows = ops.rows_per_sentence(query.size(0), sentences)
+        # All rows of a sentence side by side. One P may be that of any batch, whatever one the model is traced with.
+        one = sentences == 1 and query.numel() > 0
+        context = query.reshape(sentences, -1 if one else rows * length, self.embed_dim)
+        if folded is not None:
+            scores = ops.scores_of_folded(context, folded, constant)
+        elif fold := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
+            scores = ops.folded_scores(context, packed_query, fold[0])
+        else:
+            context = _split_heads(self.pc_proj(context), self.num_heads)
+            weights = ops.causal_pack_weights(context, packed_query, self.activation)
+            if rows > 1 or one:
+                weights = weights.unflatten(2, (-1 if one else rows, length)).transpose(1, 2).flatten(0, 1)
+            return weights
+        weights = ops.CAUSAL_ACTIVATIONS[self.activation](scores)
+        return _split_heads(weights.reshape(query.size(0), length, scores.size(-1)), self.num_heads)
+
+
+def _for_rows(mask: Optional[Tensor], rows: int) -> Optional[Tensor]:
+    """The mask of each sentence for all of its rows."""
+    return None if mask is None else mask.repeat_interleave(rows, dim=0)

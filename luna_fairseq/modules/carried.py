@@ -27,4 +27,5 @@ class Carry:
 
     def next(self, rows: int) -> "Carry":
         """For the next block of the first ``rows`` texts; the others have ended."""
-        return Carry({name: x[:rows] for name, x in self.after.items()}, self.restart)
+        once = {id(x): x[:rows] for x in self.after.values()}  # layers share what was counted
+        return Carry({name: once[id(x)] for name, x in self.after.items()}, self.restart)

@@ -178,6 +178,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
         need_attn: bool = False,
         attn_later: bool = False,
         places: Optional[ops.RowPlaces] = None,
+        steps: Optional[ops.Steps] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Union[Tensor, LunaWeights, None]]:
         """One layer.
 
@@ -192,14 +193,14 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             need_attn: return the attention over the source.
             attn_later: return what computes it when it is wanted; not with an ``incremental_state``.
             places: where P looks in the source, for a position bias; or None.
+            steps: the positions of the target, counted for all layers; of the same ``padding_mask``. Or None.
 
         Returns:
             x; P for the next layer (None in the last layer and after the first decoding step); and, if asked for,
             the attention, ``[H, B, N, M]``, or what computes it.
         """
-        y = self.self_attn(
-            self._before(self.self_attn_layer_norm, x), packed, packed_mask, padding_mask, incremental_state
-        )
+        query = self._before(self.self_attn_layer_norm, x)
+        y = self.self_attn(query, packed, packed_mask, padding_mask, incremental_state, None, steps)
         x = self._after(self.self_attn_layer_norm, x, y)
 
         packed_in = packed
@@ -244,6 +245,7 @@ class LunaLanguageModelLayer(LunaDecoderLayer):
         padding_mask: Optional[Tensor] = None,
         incremental_state: Optional[IncrementalState] = None,
         carried: Optional[ops.CausalState] = None,
+        steps: Optional[ops.Steps] = None,
     ) -> Tensor:
         """One layer.
 
@@ -253,6 +255,7 @@ class LunaLanguageModelLayer(LunaDecoderLayer):
             padding_mask: ``[B, N]`` bool, True = padding, or None.
             incremental_state: fairseq's decoding state, or None.
             carried: what earlier positions have left in this layer, to begin an empty ``incremental_state`` with.
+            steps: the positions, counted for all layers; of the same ``padding_mask``. Or None.
 
         Returns:
             ``[B, N, D]``.
@@ -260,5 +263,5 @@ class LunaLanguageModelLayer(LunaDecoderLayer):
         if self.packed_input is not None and self.self_attn.state(incremental_state) is None:
             packed = self.packed_input.whole()
         query = self._before(self.self_attn_layer_norm, x)
-        y = self.self_attn(query, packed, None, padding_mask, incremental_state, carried)
+        y = self.self_attn(query, packed, None, padding_mask, incremental_state, carried, steps)
         return self._feed_forward(self._after(self.self_attn_layer_norm, x, y))

@@ -11,17 +11,35 @@ Dimension letters, used in every docstring of this package (see README.md beside
 The fast forms are exported here; their slow references live in :mod:`luna_fairseq.ops.naive`.
 """
 
-from luna_fairseq.ops.beams import RowOrder, rows_per_sentence, select_rows
+from luna_fairseq.ops.beams import (
+    RowOrder,
+    Selected,
+    row_order,
+    rows_per_sentence,
+    rows_stay_in_sentences,
+    select_rows,
+)
 from luna_fairseq.ops.causal import (
     CAUSAL_ACTIVATIONS,
     CausalState,
+    Steps,
+    additive_mask,
     causal_luna_attention,
     causal_pack_weights,
-    causal_products,
 )
 from luna_fairseq.ops.dropout import add_dropout
-from luna_fairseq.ops.folded import Projection, folded_pack, folded_scores, folded_unpack, folding_pays
+from luna_fairseq.ops.folded import (
+    Projection,
+    folded_pack,
+    folded_rows,
+    folded_scores,
+    folded_unpack,
+    folding_pays,
+    folding_spares_launches,
+    scores_of_folded,
+)
 from luna_fairseq.ops.position_bias import PositionBias, RowPlaces, add_position_bias, row_places
+from luna_fairseq.ops.products import causal_products
 from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
 
 __all__ = [
@@ -31,19 +49,27 @@ __all__ = [
     "Projection",
     "RowOrder",
     "RowPlaces",
+    "Selected",
+    "Steps",
     "add_dropout",
     "add_position_bias",
+    "additive_mask",
     "attend",
     "attention_weights",
     "causal_luna_attention",
     "causal_pack_weights",
     "causal_products",
     "folded_pack",
+    "folded_rows",
     "folded_scores",
     "folded_unpack",
     "folding_pays",
+    "folding_spares_launches",
     "key_mask",
+    "row_order",
     "row_places",
     "rows_per_sentence",
+    "rows_stay_in_sentences",
+    "scores_of_folded",
     "select_rows",
 ]

@@ -57,23 +57,58 @@ def fold(rows: Tensor, weight: Tensor) -> Tensor:
     return folded.unflatten(1, (batch, length)).transpose(0, 1).flatten(1, 2)
 
 
-def folded_scores(x: Tensor, rows: Tensor, projection: Projection) -> Tensor:
-    """``(x W^T + b) . r`` of every position and row.
+def folding_spares_launches(rows: Tensor, embed_dim: int) -> bool:
+    """Whether decoding keeps the rows of P with the projection of the positions folded in, and projects none.
+
+    That is one product a step instead of two and two copies. Each sentence has rows of its own to read: where that
+    takes longer than a launch it does not pay, nor on a CPU, where launches cost nothing.
+
+    Args:
+        rows: ``[S, H, L, K]``, the queries of P.
+        embed_dim: D.
+    """
+    folded = rows.size(1) * rows.size(2)
+    small = folded <= embed_dim and rows.size(0) * folded <= 32 * embed_dim
+    return rows.device.type != "cpu" and small and not making_a_graph()
+
+
+def folded_rows(rows: Tensor, projection: Projection) -> Tuple[Tensor, Optional[Tensor]]:
+    """Rows through the projection of the positions that they will meet, for :func:`scores_of_folded`.
+
+    Args:
+        rows: ``[B, H, L, K]``.
+        projection: of the positions.
+
+    Returns:
+        ``[B, H * L, D]``; and what the bias adds to a score, ``[B, 1, H * L]``, or None. In float32 or wider.
+    """
+    with torch.autocast(device_type=rows.device.type, enabled=False):
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        weight, bias = (None if x is None else x.to(wide) for x in projection)
+        assert weight is not None
+        rows = rows.to(wide)
+        constant = None if bias is None else (rows @ bias.view(rows.size(1), -1, 1)).flatten(1, 2).mT
+        return fold(rows, weight), constant
+
+
+def scores_of_folded(x: Tensor, folded: Tensor, constant: Optional[Tensor]) -> Tensor:
+    """``(x W^T + b) . r`` of every position and row, in float32 or wider.
 
     Args:
         x: ``[B, N, D]``.
-        rows: ``[B, H, L, K]``.
-        projection: of x.
+        folded, constant: from :func:`folded_rows`.
 
     Returns:
         ``[B, N, H * L]``.
     """
-    weight, bias = projection
-    folded = fold(rows, weight).mT
-    if bias is None:
-        return x @ folded
-    constant = rows @ bias.view(rows.size(1), -1, 1)
-    return torch.baddbmm(constant.flatten(1, 2).mT, x, folded)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x = x.to(folded.dtype)
+        return x @ folded.mT if constant is None else torch.baddbmm(constant, x, folded.mT)
+
+
+def folded_scores(x: Tensor, rows: Tensor, projection: Projection) -> Tensor:
+    """:func:`scores_of_folded` of rows ``[B, H, L, K]`` and the projection of ``x``."""
+    return scores_of_folded(x, *folded_rows(rows, projection))
 
 
 def folded_unpack(

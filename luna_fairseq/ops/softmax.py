@@ -53,7 +53,7 @@ def attend(
     Args:
         query: ``[B, H, N, K]``.
         key, value: ``[B, H, M, K]``.
-        mask: from :func:`key_mask`, or None.
+        mask: from :func:`key_mask`, or None; without a bias also what is added to scores, in the dtype of ``query``.
         dropout_p: probability of dropping an attention weight.
         bias: of the pack step, where the queries are rows of P; or None.
 
@@ -82,5 +82,5 @@ def attention_weights(
     if bias is not None:
         scores = add_position_bias(scores, bias)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(scores, dim=-1)

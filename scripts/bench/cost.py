@@ -100,7 +100,7 @@ def measure(path: Path, args: argparse.Namespace) -> Dict[str, float]:
     peak = peak_bytes(train, CPU)
     step = steps[0]
     return {
-        "operations": step.operations(on_cpu=True),
+        "operations": step.operations(),
         "measured operations": step.counted_operations(),
         "bytes": step.memory(step.batch["ntokens"]),
         "measured bytes": peak,

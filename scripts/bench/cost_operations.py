@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from luna_fairseq.ops.causal import chunk_length
+from luna_fairseq.ops.blocks import chunk_length
 
 MASKED = 0.15  # the part of the symbols that masked LM predicts
 
@@ -49,7 +49,7 @@ class Sizes:
         )
 
 
-def operations(sizes: Sizes, source: int, target: int, on_cpu: bool = False) -> float:
+def operations(sizes: Sizes, source: int, target: int) -> float:
     """Floating point operations of one sentence (pair) in training, a product and its sum counted as two.
 
     Multiplications of the forward pass, with L = min(rows, source), for n positions that attend to m::
@@ -57,7 +57,8 @@ def operations(sizes: Sizes, source: int, target: int, on_cpu: bool = False) -> 
         softmax attention          (2 n + 2 m) D^2 + 2 n m D
         Luna attention             (2 n + u m + (1 + u) L) D^2 + 2 (n + m) L D
         causal Luna attention      ((3 + u) n + L) D^2 + n L D, and two causal sums
-        a causal sum               n n (D + H L) up to 128 positions; n c (D + H L) + 2 n L D in chunks of c
+        a causal sum               n n (D + H L) up to 128 positions; n c (D + H L) + 2 n L D in chunks of c,
+                                   with tied kv 10/7 n L D instead of 2, forwards and backwards on average
         feed-forward block         2 n D F
         output                     V D a predicted symbol, and D^2 in masked LM
 
@@ -68,7 +69,6 @@ def operations(sizes: Sizes, source: int, target: int, on_cpu: bool = False) -> 
         sizes: of the model.
         source: symbols of the source, or of a block of masked LM.
         target: symbols of the target, all of them predicted; 0 for masked LM.
-        on_cpu: c is 64 on a GPU; on a CPU it is 32 for few packed rows.
     """
     d, rows, u = sizes.width, min(sizes.rows, source), sizes.kv
 
@@ -86,11 +86,11 @@ def operations(sizes: Sizes, source: int, target: int, on_cpu: bool = False) -> 
         causal = attention(target, target)
         if rows:
             causal = ((3 + u) * target + rows) * d**2 + target * rows * d
-            each = target * target * (d + sizes.heads * rows)
+            each: float = target * target * (d + sizes.heads * rows)
             if target > 128:
-                chunk = chunk_length(d // sizes.heads, rows, on_cpu)
+                chunk = chunk_length(d // sizes.heads, rows)
                 filled = math.ceil(target / chunk) * chunk
-                each = filled * (chunk * (d + sizes.heads * rows) + 2 * rows * d)
+                each = filled * (chunk * (d + sizes.heads * rows) + (10 / 7 if u == 1 else 2) * rows * d)
             sums = sizes.decoder_layers * 2 * each
         products += sizes.decoder_layers * (causal + attention(target, source) + feed_forward(target))
         products += target * sizes.symbols * d

@@ -90,9 +90,9 @@ class Step(Run):
         self.model.train()
         self.task.train_step(self.batch, self.model, self.criterion, self.optimizer, 0)
 
-    def operations(self, on_cpu: bool = False) -> float:
+    def operations(self) -> float:
         """By the formula, a symbol of the source (and one of the target)."""
-        return operations(self.sizes, self.length, 0 if self.masked_lm else self.length, on_cpu) / self.length
+        return operations(self.sizes, self.length, 0 if self.masked_lm else self.length) / self.length
 
     def counted_operations(self) -> float:
         """The same by torch's counter, in a real step."""

@@ -23,7 +23,8 @@ DECODING_STEPS, BEAM = 100, 5
 
 def stored_bytes(state: Dict[str, Any]) -> int:
     """The size of a decoding state. With tied kv some of its tensors are one."""
-    tensors = {x.data_ptr(): x for saved in state.values() for x in saved.values() if x is not None}
+    kept = [x for saved in state.values() for x in saved.values() if isinstance(x, Tensor)]
+    tensors = {x.data_ptr(): x for x in kept}
     return sum(x.numel() * x.element_size() for x in tensors.values())
 
 

@@ -47,3 +47,30 @@ def test_an_order_of_no_rows_keeps_no_sentence() -> None:
 def test_rows_that_stay_are_seen_in_any_integer(dtype: torch.dtype) -> None:
     order = ops.RowOrder(torch.arange(6).to(dtype))
     assert not order.changes(6) and order.sentences(3, 2) == (None, 2) == order.sentences(3, 2)
+
+
+@given(data=st.data(), sentences=st.integers(1, 4), rows=st.integers(1, 3))
+@settings(max_examples=100, deadline=None)
+def test_what_a_search_says_is_what_a_look_finds(data: Any, sentences: int, rows: int) -> None:
+    """Rows change within their sentences, sentences leave with all of their rows; at first each gets its rows."""
+    left = data.draw(st.lists(st.integers(0, sentences - 1), min_size=1, unique=True).map(sorted))
+    within = st.lists(st.integers(0, rows - 1), min_size=rows, max_size=rows)
+    order = torch.tensor([sentence * rows + row for sentence in left for row in data.draw(within)])
+    first = torch.arange(sentences).repeat_interleave(rows)
+    for new, before in ((order, rows), (first, 1)):
+        kept, now = ops.RowOrder(new).sentences(sentences, before)
+        told, said = ops.RowOrder(new, within=True).sentences(sentences, before)
+        assert now == said
+        everything = torch.arange(sentences)
+        assert torch.equal(everything if kept is None else kept, everything if told is None else told)
+
+
+def test_an_order_is_looked_at_once_for_all_who_get_the_same_tensor() -> None:
+    rows = torch.tensor([1, 0])
+    order = ops.row_order(rows)
+    assert ops.row_order(rows) is order
+    with ops.rows_stay_in_sentences():
+        assert ops.row_order(rows) is not order and ops.row_order(rows).within
+    order = ops.row_order(rows)
+    rows[0] = 0
+    assert ops.row_order(rows) is not order and ops.row_order(rows.clone()) is not ops.row_order(rows)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luna_fairseq import ops
-from luna_fairseq.ops import causal as causal_ops
+from luna_fairseq.ops import blocks as blocks_of
 from luna_fairseq.ops.naive import naive_causal_luna
 from support.models import assert_close, assert_grads_close
 from support.tensors import leaves, padding_mask
@@ -85,12 +85,12 @@ def test_sums_are_the_same_whatever_the_blocks(
     length: int, dims: Tuple[int, int], chunk: int, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those of a GPU, computed here."""
-    monkeypatch.setattr(causal_ops, "_CPU_BLOCK", rows * sum(dims))
-    monkeypatch.setattr(causal_ops, "_LEAST_CHUNKS", 1)
-    monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
+    monkeypatch.setattr(blocks_of, "_CPU_BLOCK", rows * sum(dims))
+    monkeypatch.setattr(blocks_of, "_LEAST_CHUNKS", 1)
+    monkeypatch.setattr(blocks_of, "on_cpu", lambda _: device == "cpu")
     dim, value_dim = dims
     inputs = leaves((5, 3, length, dim), (5, 3, length, dim), (5, 3, length, value_dim))
-    assert causal_ops._chunk_length(*inputs[1:]) == (chunk if device == "cpu" else 64)
+    assert blocks_of.chunk_length(*dims) == chunk
     scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, value_dim).double()
     with torch.autocast("cpu"):  # of no effect
         got = ops.causal_products(*inputs, scale)
@@ -117,21 +117,16 @@ def test_few_sums_are_kept_for_the_backward_pass(heads: int, rows: int) -> None:
 
 
 def test_length_of_a_chunk() -> None:
-    """32 where K L is at most 32 (K + L), on a CPU; 64 elsewhere."""
-    for head_dim, rows, on_cpu, want in (
-        (64, 64, True, 32),
-        (64, 65, True, 64),
-        (16, 512, True, 32),
-        (64, 16, False, 64),
-    ):
-        assert causal_ops.chunk_length(head_dim, rows, on_cpu) == want
+    """32 where K L is at most 32 (K + L); 64 elsewhere."""
+    for head_dim, rows, want in ((64, 64, 32), (64, 65, 64), (16, 512, 32)):
+        assert blocks_of.chunk_length(head_dim, rows) == want
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_blocks_hold_whole_sentences_or_some_chunks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 5 sentences, 3 heads and K + L = 10: 2 sentences, 1 sentence, 10 chunks of one, never fewer than 8."""
-    monkeypatch.setattr(causal_ops, "_on_cpu", lambda _: device == "cpu")
-    chunk = 32 if device == "cpu" else 64
+    monkeypatch.setattr(blocks_of, "on_cpu", lambda _: device == "cpu")
+    chunk = 32
     for length, numbers, sentences, chunks in (
         (192, 2 * 192 * 30, 2, [192 // chunk]),
         (192, 2 * 192 * 30 - 10, 1, [192 // chunk]),
@@ -139,15 +134,15 @@ def test_blocks_hold_whole_sentences_or_some_chunks(device: str, monkeypatch: py
         (768, 5, 1, [8, 8, 8]),
         (128, 5, 1, [1]),
     ):
-        monkeypatch.setattr(causal_ops, "_CPU_BLOCK", numbers)
+        monkeypatch.setattr(blocks_of, "_CPU_BLOCK", numbers)
         key, value = torch.empty(5, 3, length, 4), torch.empty(5, 3, length, 6)
-        blocks = causal_ops._Blocks(key, value)
+        blocks = blocks_of.Blocks(key, value)
         if device == "gpu":  # everything at once
             sentences, chunks = 5, [1 if length == 128 else length // chunk]
         assert list(blocks.starts) == list(range(0, 5, sentences))
         assert [len(part) for part in blocks.ranges] == chunks
         assert blocks.chunk == (128 if length == 128 else chunk)
-        assert blocks.view(value, 0, blocks.ranges[0]).shape == (chunks[0], sentences, 3, blocks.chunk, 6)
+        assert blocks.view(blocks.cut(value), 0, blocks.ranges[0]).shape == (chunks[0], sentences, 3, blocks.chunk, 6)
 
 
 def test_results_lie_as_projections_read_them() -> None:
@@ -163,8 +158,8 @@ def test_results_lie_as_projections_read_them() -> None:
 @pytest.mark.parametrize("length", [1, 4, 7])
 def test_second_derivatives(length: int, tied: bool, masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all the gradients exact, in one product and in chunks, whose last one is not full."""
-    monkeypatch.setattr(causal_ops, "_SINGLE_PRODUCT", 4)
-    monkeypatch.setattr(causal_ops, "_chunk_length", lambda *_: 2)
+    monkeypatch.setattr(blocks_of, "SINGLE_PRODUCT", 4)
+    monkeypatch.setattr(blocks_of, "chunk_length", lambda *_: 2)
     query, key, value, scores = leaves(*[(2, 1, length, 2)] * 3, (2, 1, length, 3))
     packed_padding = padding_mask(2, 3, 5, "right") if masks == "packed" else None
     padding = padding_mask(2, length, 6, masks) if masks in ("left", "right") else None
@@ -300,3 +295,43 @@ def test_unpack_dropout_drops_rows_of_p(decoding: bool) -> None:
         out, _ = ops.causal_luna_attention(query, key, value, weights, unpack_dropout=0.5, state=state)
         outs.add(round(out[0, 0, 0, 0].item(), 9))
     assert outs == {0.0, round(2 * value[0, 0, 0, 0].item(), 9)}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_gradients_through_dropout(rate: float, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First and second derivatives for masks that are drawn alike at every call; blocks of one chunk."""
+    for name, value in (("SINGLE_PRODUCT", 2), ("_LEAST_CHUNKS", 1), ("_CPU_BLOCK", 1)):
+        monkeypatch.setattr(blocks_of, name, value)
+    monkeypatch.setattr(blocks_of, "chunk_length", lambda *_: 2)
+    query, key, value, scores = leaves(*[(2, 1, 5, 2)] * 3, (2, 1, 5, 3))
+
+    def attend(query: Tensor, scores: Tensor, key: Tensor, *value: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        weights = ops.CAUSAL_ACTIVATIONS["softplus"](scores)
+        return ops.causal_luna_attention(query, key, value[0] if value else key, weights, unpack_dropout=rate)[0]
+
+    own = () if tied else (value,)
+    assert bool(attend(query, scores, key, *own).any()) == (rate < 1.0)
+    for inputs in ((query, scores, key, *own), (key, scores, key, *own)):
+        assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(attend, inputs, fast_mode=True)
+
+
+def test_what_is_kept_for_the_backward_pass() -> None:
+    """Inputs, as they are, the probabilities, and a sum for each block but the first; one where keys are values."""
+    query, key, value = (torch.rand(1, 8, 2048, 64).bfloat16().requires_grad_() for _ in range(3))
+    weights = torch.rand(1, 8, 2048, 16, requires_grad=True)
+    for tied in (True, False):
+        given = [query, key, *([] if tied else [value]), weights]
+        kept: Dict[int, Tensor] = {}
+
+        def keep(x: Tensor, kept: Dict[int, Tensor] = kept) -> Tensor:
+            kept[x.data_ptr()] = x
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            ops.causal_luna_attention(query, key, key if tied else value, weights)
+        own = [x for x in kept.values() if all(x.data_ptr() != y.data_ptr() for y in given)]
+        numbers = sum(x.untyped_storage().nbytes() for x in own) / 4
+        assert numbers <= (1.23 if tied else 1.45) * weights.numel(), [x.shape for x in own]

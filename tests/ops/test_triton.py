@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -18,14 +17,16 @@ pytest.importorskip("triton", reason="triton is not installed (pip install luna-
 
 from luna_fairseq import ops
 from luna_fairseq.modules.attention import CausalLunaAttention
-from luna_fairseq.ops import fused
+from luna_fairseq.ops import both_sums, fused
 from luna_fairseq.ops.naive import naive_causal_luna
 from luna_fairseq.ops.triton import launch
+from support import pretended
 from support.models import assert_close
-from support.moved import Moved, counted_kernels
+from support.pretended import apart
 from support.running import ROOT
 from support.tensors import leaves, padding_mask
 
+KERNELS = "chunk_sums running_sums unpack query_gradient key_gradient pack_weights pack_gradient".split()
 CHUNK = launch.config(torch.float32).chunk
 
 
@@ -212,6 +213,7 @@ def test_what_kernels_keep_is_what_dropout_would(monkeypatch: pytest.MonkeyPatch
     assert (masks[0].eq(0) & masks[1].eq(0)).float().mean() == pytest.approx(p[0] * p[1], abs=0.06)
     left = list(masks)
     monkeypatch.setattr(F, "dropout", lambda x, _: x * left.pop(0))
+    monkeypatch.setattr(both_sums, "making_a_graph", lambda: True)  # where torch's own dropout is called
     want = run(given, torch.float32, False, False, slope, **options)
     assert not left
     check(got, want, rel=2e-5)
@@ -287,17 +289,16 @@ def test_the_kernels_compile_without_spills(arch: int, dtype: str, tmp_path: Pat
         assert kernel["shared"] <= SHARED[arch], kernel
 
 
+@apart
 def test_bytes_and_launches_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 tokens, d = 512, l = 16, bfloat16, forward and backward, with the projections: as docs/gpu.md says."""
-    moved = Moved()
-    counted_kernels(monkeypatch, launch, moved)
+    pretended.count_kernels(monkeypatch, launch.kernels, KERNELS)
     monkeypatch.setattr(fused, "kernels", lambda *_: launch)
-    monkeypatch.setattr(torch, "autocast", lambda **_: nullcontext())  # knows no such device
-    layer = CausalLunaAttention(512, 8).to("meta", torch.bfloat16)
-    x = torch.empty(4, 4096, 512, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    packed = torch.empty(4, 16, 512, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    with moved:
-        layer(x, packed).backward(torch.empty_like(x))
-    ours = [size for name, size in moved.launches if not name.startswith("aten")]
-    found = (len(moved.launches), round(moved.bytes / 1e9, 2), len(ours), round(sum(ours) / 1e9, 2))
-    assert found == (37, 1.04, 10, 0.46)
+    with pretended.device("meta") as counts:
+        layer = pretended.sent_module(CausalLunaAttention(512, 8).to("meta", torch.bfloat16))
+        shapes = (4, 4096, 512), (4, 16, 512)
+        x, packed = (pretended.sent(torch.empty(s, dtype=torch.bfloat16, device="meta")) for s in shapes)
+        layer(x.requires_grad_(), packed.requires_grad_()).backward(torch.empty_like(x))
+    ours = [kernel.moved for kernel in counts.kernels if kernel.name in KERNELS]
+    found = (len(counts.kernels), round(counts.moved / 1e9, 2), len(ours), round(sum(ours) / 1e9, 2))
+    assert found == (37, 1.04, 10, 0.46), found

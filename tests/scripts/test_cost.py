@@ -65,14 +65,14 @@ def _args(**changes: Any) -> Namespace:
 )
 def test_operations_of_translation(model: str, length: int, tmp_path: Path) -> None:
     step = Step(_config(tmp_path, model), _args(length=length))
-    assert step.operations(on_cpu=True) == pytest.approx(step.counted_operations(), rel=0.005)
+    assert step.operations() == pytest.approx(step.counted_operations(), rel=0.005)
 
 
 def test_operations_of_longer_chunks(tmp_path: Path) -> None:
     """For wide heads and many packed rows."""
     config = _config(tmp_path, "luna_base_tied, projection_length: 128", width=128, head_dim=64)
     step = Step(config, _args(length=300))
-    assert step.operations(on_cpu=True) == pytest.approx(step.counted_operations(), rel=0.005)
+    assert step.operations() == pytest.approx(step.counted_operations(), rel=0.005)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ meta tensors inside, shapes alone are computed, and 65,536 positions cost nothin
 What it cannot show: times, the kernels that CUDA has for softmax attention, and anything that asks for CUDA by name.
 """
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration, flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from luna_fairseq.ops.blocks import WIDE_PRODUCTS
+from support.runs import in_a_child
 
 aten: Any = torch.ops.aten
 
@@ -206,6 +210,7 @@ def _count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
     seen: Dict[int, Tensor] = {}
     for argument, value in given.items():
         only_written = argument in written and (argument == "out" or name in ("copy_", "zero_", "fill_"))
+        only_written |= name.startswith("new_") or name.endswith("s_like") or name == "full_like"
         if not only_written:
             seen |= {id(x): x for x in tree_flatten(value)[0] if isinstance(x, Tensor)}
     read = [_bytes(x) for x in seen.values()]
@@ -351,13 +356,22 @@ def _baddbmm_wide(total: Tensor, x: Tensor, y: Tensor, out_dtype: torch.dtype, *
     return torch.baddbmm(total.to(out_dtype), x.to(out_dtype), y.to(out_dtype), **factors)
 
 
+def _bmm_wide_into(x: Tensor, y: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    return torch.bmm(x.to(out_dtype), y.to(out_dtype), out=out)
+
+
+def _baddbmm_wide_into(total: Tensor, x: Tensor, y: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    return torch.baddbmm(total, x.to(out_dtype), y.to(out_dtype), out=out)
+
+
 # What a CPU has not, or has otherwise.
 _EMULATED: Dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
 }
 if hasattr(aten.bmm, "dtype"):
-    _EMULATED |= {aten.bmm.dtype: _bmm_wide, aten.baddbmm.dtype: _baddbmm_wide}
+    _EMULATED |= {aten.bmm.dtype: _bmm_wide, aten.bmm.dtype_out: _bmm_wide_into}
+    _EMULATED |= {aten.baddbmm.dtype: _baddbmm_wide, aten.baddbmm.dtype_out: _baddbmm_wide_into}
 
 
 def _product(x: Tensor, y: Tensor) -> int:
@@ -367,9 +381,41 @@ def _product(x: Tensor, y: Tensor) -> int:
 _operations: Dict[Any, Callable[..., int]] = {}
 if hasattr(aten.bmm, "dtype"):
     _operations = {
-        aten.bmm.dtype: lambda x, y, *_, **__: _product(x, y),
-        aten.baddbmm.dtype: lambda _, x, y, *__, **___: _product(x, y),
+        **dict.fromkeys((aten.bmm.dtype, aten.bmm.dtype_out), lambda x, y, *_, **__: _product(x, y)),
+        **dict.fromkeys((aten.baddbmm.dtype, aten.baddbmm.dtype_out), lambda _, x, y, *__, **___: _product(x, y)),
     }
+
+
+class _StandIn:
+    """For one of Triton's kernels: each tensor that it is given is moved once, those that it changes twice."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getitem__(self, grid: Tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            tensors = [x for x in back(args) if isinstance(x, Tensor)]
+            seen = {(x.untyped_storage()._cdata, x.storage_offset()): x for x in reversed(tensors)}
+            moved = sum(map(_bytes, seen.values())) * (2 if self.name == "running_sums" else 1)
+            _counts[-1].kernels.append(Kernel(self.name, moved, 0, tensors[0].dtype))
+
+        return launch
+
+
+def count_kernels(monkeypatch: pytest.MonkeyPatch, module: Any, names: Iterable[str]) -> None:
+    """Let Triton's kernels of these names in ``module`` be counted instead of run, for as long as the test lasts."""
+    for name in names:
+        monkeypatch.setattr(module, name, _StandIn(name))
+
+
+def apart(test: Callable[..., None]) -> Callable[..., None]:
+    """A test in a process of its own: torch forgets no device that it has been told of, and others look for one."""
+
+    @functools.wraps(test)
+    def run(**given: Any) -> None:
+        assert in_a_child(lambda: test(**given)) == 0
+
+    return run
 
 
 def _register() -> None:
@@ -379,6 +425,7 @@ def _register() -> None:
         pytest.skip(f"torch {torch.__version__} lets no Python program pretend a device")
     if not hasattr(torch, "gpu"):
         setup("gpu")
+        WIDE_PRODUCTS.add("gpu")  # as CUDA's are
         torch.gpu.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]  # type: ignore[attr-defined]
 
 

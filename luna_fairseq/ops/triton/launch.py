@@ -228,31 +228,32 @@ def causal_luna_attention(
     pack_dropout: float,
     unpack_dropout: float,
     state: Optional["causal.CausalState"],
+    steps: Optional["causal.Steps"] = None,
 ) -> Tuple[Tensor, Optional["causal.CausalState"]]:
     """:func:`luna_fairseq.ops.causal_luna_attention`, with its arguments, for what :func:`fits`."""
     tied = key is value
     batch, _, length, _ = query.shape
     weights = pack_weights.float()
-    counts = start = None
+    counted = start = None
     if padding_mask is not None:
         weights = weights.masked_fill(padding_mask[:, None, :, None], 0.0)
-        counts = (~padding_mask).long().cumsum(dim=1)
-    elif state is not None:
-        counts = torch.arange(1, length + 1, device=query.device).expand(batch, -1)
-    if state is not None and counts is not None:
-        counts = counts + state.steps.unsqueeze(1)
+    if padding_mask is not None or state is not None:
+        if steps is None:
+            steps = causal.Steps(batch, length, padding_mask, query.device, torch.float32)
+        counted = steps.after(None if state is None else state.steps)
+    if state is not None:
         start = state.key_sum[None] if tied else torch.stack((state.key_sum, state.value_sum))
         start = start.float().contiguous()
     mask = None if packed_mask is None else packed_mask.expand(batch, 1, 1, -1).to(torch.uint8).contiguous()
     # Drawn on the CPU: a GPU's generator would have to be waited for.
     seeds = torch.randint(2**31 - 1, (2,)).tolist() if pack_dropout > 0 or unpack_dropout > 0 else (0, 0)
     dropout = (float(pack_dropout), seeds[0], float(unpack_dropout), seeds[1])
-    steps = None if counts is None else counts.to(torch.int32).contiguous()
-    out, sums = _CausalLuna.apply(query, key, None if tied else value, weights, start, steps, mask, dropout)
-    if state is None or counts is None:
+    counts = None if counted is None else counted.steps.to(torch.int32).contiguous()
+    out, sums = _CausalLuna.apply(query, key, None if tied else value, weights, start, counts, mask, dropout)
+    if state is None or counted is None:
         return out, None
     key_sum = sums[0]
-    return out, causal.CausalState(key_sum, key_sum if tied else sums[1], counts[:, -1])
+    return out, causal.CausalState(key_sum, key_sum if tied else sums[1], counted.last)
 
 
 class _PackWeights(torch.autograd.Function):

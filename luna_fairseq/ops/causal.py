@@ -19,11 +19,20 @@ from luna_fairseq.ops.products import causal_products, wide_scores
 from luna_fairseq.ops.tracing import making_a_graph
 
 
+def _compiling() -> bool:
+    """Whether ``torch.compile`` looks on, which is wrong about the layout of the gradients of softplus and elu."""
+    return torch.compiler.is_compiling() and not making_a_graph()
+
+
 def _softplus2(scores: Tensor) -> Tensor:
+    if _compiling():
+        return torch.logaddexp2(scores, scores.new_zeros(()))
     return F.softplus(scores, beta=math.log(2.0))
 
 
 def _elu1(scores: Tensor) -> Tensor:
+    if _compiling():
+        return torch.where(scores > 0, scores + 1.0, scores.clamp(max=0.0).exp())
     return F.elu(scores) + 1.0
 
 

@@ -55,27 +55,22 @@ def _padded(x: Tensor) -> Tensor:
     return torch.arange(x.size(1), device=x.device).expand(x.size(0), -1) >= x.size(1) - 2
 
 
-# The gradient of torch's softplus takes the layout of the gradient that it is given, and says while it is traced that
-# it takes that of its input: where they differ, a view of it fails.
-SOFTPLUS = pytest.mark.xfail(reason="torch traces the gradient of softplus in a wrong layout", raises=RuntimeError)
-
-
 @pytest.mark.parametrize(
     ("kind", "tie_kv"),
-    [("pack and unpack", False), ("with a bias", True), pytest.param("causal", True, marks=SOFTPLUS)],
+    [("pack and unpack", False), ("with a bias", True), ("causal softplus", True), ("causal elu", False)],
 )
 def test_attentions(kind: str, tie_kv: bool) -> None:
     """With padding."""
     torch.manual_seed(0)
     module: Any
-    if kind == "causal":
-        module = CausalLunaAttention(32, 4, tie_kv=tie_kv)
+    if kind.startswith("causal"):
+        module = CausalLunaAttention(32, 4, tie_kv=tie_kv, activation=kind.split()[1])
         return _check(module, lambda x, packed, _: module(x, packed, None, _padded(x)))
     module = LunaAttention(32, 4, tie_kv=tie_kv, position_bias=0.5 if kind == "with a bias" else 0.0)
     return _check(module, lambda x, packed, read: module(x, packed, read, ops.key_mask(_padded(read)))[0])
 
 
-@pytest.mark.parametrize(("side", "untied"), [("encoder", False), pytest.param("decoder", True, marks=SOFTPLUS)])
+@pytest.mark.parametrize(("side", "untied"), [("encoder", False), ("decoder", True)])
 def test_layers(side: str, untied: bool) -> None:
     """Those of a whole model."""
     model = make_model(untie_luna_kv=untied).train()
@@ -94,7 +89,6 @@ def test_layers(side: str, untied: bool) -> None:
     return _check(layer, call)
 
 
-@SOFTPLUS
 def test_causal_attention_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is folded there."""
     monkeypatch.setattr(folded, "full_precision_on_cpu", lambda _: False)

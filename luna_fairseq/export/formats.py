@@ -66,5 +66,6 @@ def write_graphs(folder: Path, model: nn.Module, kind: str, config: Dict[str, An
         if kind == "onnx":
             _write_onnx(program, graph, path)
         else:
-            torch.export.save(program, path)
+            with open(path, "wb") as file:  # torch aborts at a name that is in no encoding
+                torch.export.save(program, file)
         described[name] = {"inputs": list(graph.inputs), "outputs": graph.outputs, "longest": graph.most}

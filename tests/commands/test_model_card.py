@@ -1,5 +1,6 @@
 """The model card beside an averaged checkpoint: true, scored, and never at the cost of somebody's own text."""
 
+import os
 import re
 import subprocess
 from argparse import Namespace
@@ -153,3 +154,14 @@ def test_card_of_a_single_checkpoint_with_a_namespace(run: Path, tmp_path: Path)
     assert rows["architecture"].startswith("`luna`, ") and "untie_luna_kv True" in rows["architecture"]
     assert rows["task"] == "`translation`, en to de" and rows["weights"] == "of one checkpoint"
     assert re.search(r"^\| old\.pt \| 2 \| \d+ \|  \|$", card, re.M)
+
+
+def test_a_name_that_is_in_no_encoding(run: Path, tmp_path: Path) -> None:
+    """As a folder with an umlaut of a training with LC_ALL=C and PYTHONUTF8=0: the card has the bytes of the name."""
+    name = b"gr\xf6\xdfe"
+    state = torch.load(run / "checkpoint2.pt")
+    state["cfg"]["task"]["data"] = os.fsdecode(name)
+    torch.save(state, tmp_path / "x.pt")
+    for _ in range(2):  # the second one reads it, too
+        assert main(["card", str(tmp_path / "x.pt")]) == 0
+    assert name in (tmp_path / "x.md").read_bytes()

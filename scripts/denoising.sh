@@ -38,16 +38,17 @@ prepare() {
   need_multi30k
   hold "$OUT"
   rm -rf "$OUT/text" "$OUT/data-bin"
-  # The pieces and the dictionary of the translation, so that what was learned fits.
+  # One dictionary for all, with the symbol that denoising would add, so that what was learned fits. (Luna leaves that
+  # symbol out where a translation does not have it; fairseq's Transformer fails.)
   mkdir -p "$OUT/pieces" "$OUT/text"
   cp "$FROM/text/spm.model" "$OUT/pieces/sentencepiece.model"
-  cp "$FROM/data-bin/dict.en.txt" "$OUT/pieces/dict.txt"
+  { cat "$FROM/data-bin/dict.en.txt"; echo '<mask> 0'; } > "$OUT/pieces/dict.txt"
   job luna-fairseq prepare corpus --train "$FROM"/text/train.raw.{en,de} "$folder/train.txt" --valid "$FROM/text/valid.raw.de" \
     --pieces "$OUT/pieces" --shards 1 --out "$OUT/corpus"
   for split in train valid test; do cp "$FROM"/text/$split.{en,de} "$OUT/text"; done
   for split in en de; do head -n "$PAIRS" "$FROM/text/train.$split" > "$OUT/text/train.$split"; done
   cp "$FROM/text/test.raw.de" "$FROM/text/spm.model" "$OUT/text"
-  binarise "PAIRS=$PAIRS" --srcdict "$FROM/data-bin/dict.en.txt"
+  binarise "PAIRS=$PAIRS" --srcdict "$OUT/pieces/dict.txt"
 }
 
 pretrain() {

@@ -254,7 +254,8 @@ def check_refused(cfg: Any, refused: Dict[str, str]) -> None:
         ValueError: with the option and the reason.
     """
     for name, reason in refused.items():
-        if getattr(cfg, name, None):
+        value = getattr(cfg, name, None)
+        if value and value != -1:  # which is none, for fairseq
             raise ValueError(f"{_flag(name)} is not available for Luna: {reason}; leave it out")
 
 

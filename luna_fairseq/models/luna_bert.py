@@ -64,8 +64,8 @@ class LunaBertConfig(LunaOptions, _EncoderOptions):
     )
     mha_reg_scale_factor: float = field(default=0.0, metadata={"help": "refused: it prunes softmax attention"})
     ffn_reg_scale_factor: float = field(default=0.0, metadata={"help": "refused: nothing prunes Luna's layers by it"})
-    mha_heads_to_keep: int = field(default=0, metadata={"help": "refused: it prunes softmax attention"})
-    ffn_blocks_to_remove: int = field(default=0, metadata={"help": "refused: nothing prunes Luna's layers by it"})
+    mha_heads_to_keep: int = field(default=-1, metadata={"help": "refused: it prunes softmax attention"})
+    ffn_blocks_to_remove: int = field(default=-1, metadata={"help": "refused: nothing prunes Luna's layers by it"})
     load_checkpoint_heads: bool = field(
         default=False, metadata={"help": "register and load the classification heads that a checkpoint holds"}
     )

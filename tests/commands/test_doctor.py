@@ -136,8 +136,8 @@ def _break_decoding(patch: Patch) -> None:
     """Rows of a beam keep the sums of others."""
     reorder = CausalLunaAttention.reorder_incremental_state
 
-    def keep(self: Any, state: Any, order: Any) -> None:
-        reorder(self, state, torch.arange(len(getattr(order, "rows", order))))
+    def keep(self: Any, state: Any, order: Any, *told: Any) -> None:
+        reorder(self, state, torch.arange(len(getattr(order, "rows", order))), *told)
 
     patch.setattr(CausalLunaAttention, "reorder_incremental_state", keep)
 

@@ -192,8 +192,8 @@ def test_a_second_training_is_refused(command: str, corpus: Corpus, tmp_path: Pa
                 *(f"hydra.run.dir={tmp_path}/hydra", "common.cpu=true"),
                 code=1,
             )
-            last = next(line for line in said.splitlines() if "FolderInUse: " in line)
-        assert f"FolderInUse: process 7 on elsewhere (since today) trains into {save}: wait for it" in last
+            last = next(line for line in reversed(said.splitlines()) if "process 7" in line)
+        assert f"{command}: process 7 on elsewhere (since today) trains into {save}: wait for it" in last
         assert "loading train data" not in said and not (tmp_path / "log").exists()
         assert {path.name: path.read_bytes() for path in save.iterdir()} == before
         if command == "fairseq-train":

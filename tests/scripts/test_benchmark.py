@@ -15,7 +15,8 @@ import torch
 
 from luna_fairseq import ops
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
-from luna_fairseq.ops import causal
+from luna_fairseq.ops import both_sums
+from luna_fairseq.ops.blocks import Blocks
 from scripts.bench import __main__ as command
 from scripts.bench import growth, rows
 from scripts.bench.checks import Mismatch, check_attention
@@ -51,18 +52,18 @@ def test_what_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "row_places", elsewhere)
     with pytest.raises(Mismatch, match=r"LunaAttention at .* the output is off by"):
         check_attention(LunaAttention(16, 2, position_bias=1.0), x, packed, x)
-    running = causal._Blocks.running
-    monkeypatch.setattr(causal._Blocks, "running", lambda *args, **named: [x * 1.01 for x in running(*args, **named)])
+    running = Blocks.running
+    monkeypatch.setattr(Blocks, "running", lambda *args, **named: [x * 1.01 for x in running(*args, **named)])
     with pytest.raises(Mismatch, match=r"CausalLunaAttention at .* the output is off by"):
         check_attention(CausalLunaAttention(16, 2), x, packed)
     monkeypatch.undo()
-    backward = causal._CausalProducts.backward
+    backward = both_sums._BothSums.backward
 
     def wrong(*args: Any) -> Tuple[Any, ...]:
         query, key, *others = backward(*args)
         return query, key * 1.01, *others
 
-    monkeypatch.setattr(causal._CausalProducts, "backward", wrong)
+    monkeypatch.setattr(both_sums._BothSums, "backward", wrong)
     with pytest.raises(Mismatch, match=r"the d .* is off by"):
         check_attention(CausalLunaAttention(16, 2), x, packed)
 

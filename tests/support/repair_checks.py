@@ -69,6 +69,7 @@ from torch.utils.data._utils import worker
 
 from luna_fairseq.compat import REPAIRS, commands, locking, mistakes, signals
 from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError, FolderInUse
+from luna_fairseq.ops import beams
 from support.evil import Evil
 from support.models import CLS, make_dictionary, make_lra_config, make_model, make_sentences, make_task
 from support.running import write_indexed
@@ -913,6 +914,23 @@ def compute_attention_for_its_reader(folder: Path, patch: Patch) -> None:
     model = make_model()
     assert EnsembleModelWithAlignment([model]).models[0].decoder.need_attn
     assert not EnsembleModel([model]).models[0].decoder.need_attn and not model.decoder.need_attn
+
+
+def _told(patch: Patch, side: str, method: str, *given: Any) -> List[bool]:
+    """What the model's part knows of the order while fairseq's ensemble hands it on."""
+    ensemble, seen = EnsembleModel([make_model()]), []
+    part = getattr(ensemble.models[0], side)
+    patch.setattr(part, method, lambda *_: seen.append(beams._within_sentences.get()))
+    getattr(ensemble, method.removesuffix("_scripting"))(*given)
+    return seen
+
+
+def say_that_rows_stay(folder: Path, patch: Patch) -> None:
+    assert _told(patch, "decoder", "reorder_incremental_state_scripting", [{}], torch.arange(2)) == [True]
+
+
+def say_that_sentences_stay(folder: Path, patch: Patch) -> None:
+    assert _told(patch, "encoder", "reorder_encoder_out", [{}], torch.arange(2)) == [True]
 
 
 def find_sentences_of_diverse_beams(folder: Path, patch: Patch) -> None:

@@ -17,6 +17,7 @@ import torch
 from luna_fairseq import ops
 from luna_fairseq.commands import doctor
 from luna_fairseq.compat import switched_off
+from luna_fairseq.compat.signals import SIGNALS
 from luna_fairseq.doctor import attention, cost, examination, figures, machine, processes, repairs, training
 from luna_fairseq.doctor.verdicts import FAILED, NOT_TRIED, OK, Finding, Verdict, attempt
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
@@ -28,13 +29,22 @@ from support.running import ROOT, run_command
 Patch = pytest.MonkeyPatch
 
 
+@pytest.fixture(scope="module", autouse=True)
+def leave_signals_as_they_were() -> Any:
+    """A training in this process listens to them until it ends."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True)
 def leave_this_process_as_it_was(monkeypatch: Patch, tmp_path: Path) -> Any:
     """The command changes what spawned processes import, and signals; temporary folders are seen here."""
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", getattr(sys.modules["__main__"], "__spec__", None))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

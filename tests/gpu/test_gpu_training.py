@@ -9,6 +9,7 @@ from typing import Any, Iterator, List
 import pytest
 import torch
 
+from luna_fairseq.compat.signals import SIGNALS
 from luna_fairseq.doctor import training
 from luna_fairseq.doctor.processes import check_two_processes
 from support.devices import GPU, SLOW_ON_CPU
@@ -19,7 +20,7 @@ from support.running import TINY, TRAIN, USER_DIR, Corpus, logged, run_command
 def leave_this_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A training changes what spawned processes import, and signals."""
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", getattr(sys.modules["__main__"], "__spec__", None))
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """Fair timing, with the Triton kernels or without, and the memory that torch allocates on a CPU."""
 
+import gc
 import itertools
 import os
 import time
@@ -57,6 +58,7 @@ def allocated_bytes(work: Callable[[], object]) -> int:
 
     Every allocation counts, an operation's scratch included; so the same work always takes the same.
     """
+    gc.collect()  # what is given back meanwhile was not allocated there, and torch warns of that
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     events = profile.profiler.kineto_results.events()

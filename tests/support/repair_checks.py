@@ -611,6 +611,7 @@ def end_without_a_scale(folder: Path, patch: Patch) -> None:
 
 
 def train_on_a_cpu(folder: Path, patch: Patch) -> None:
+    patch.setattr(sys, "excepthook", sys.excepthook)  # torch puts one of its own around it, and leaves it there
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         model = distributed_fairseq_model.DistributedDataParallel(

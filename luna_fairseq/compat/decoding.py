@@ -72,11 +72,11 @@ def compute_attention_for_its_reader(original: Any, self: Any, models: Any) -> N
     here="says so: no step of a beam search looks at the order of its rows",
     since="fairseq 0.12.3",
 )
-def say_that_rows_stay(original: Any, self: Any, incremental_states: Any, new_order: Any) -> None:
+def say_that_rows_stay(original: Any, *args: Any) -> Any:
     from luna_fairseq.ops import rows_stay_in_sentences
 
     with rows_stay_in_sentences():
-        original(self, incremental_states, new_order)
+        return original(*args)
 
 
 @replaces(
@@ -86,11 +86,8 @@ def say_that_rows_stay(original: Any, self: Any, incremental_states: Any, new_or
     here="the same",
     since="fairseq 0.12.3",
 )
-def say_that_sentences_stay(original: Any, self: Any, encoder_outs: Any, new_order: Any) -> Any:
-    from luna_fairseq.ops import rows_stay_in_sentences
-
-    with rows_stay_in_sentences():
-        return original(self, encoder_outs, new_order)
+def say_that_sentences_stay(original: Any, *args: Any) -> Any:
+    return say_that_rows_stay(original, *args)
 
 
 @replaces(

@@ -265,7 +265,7 @@ def say_what_was_meant(original: Any) -> Any:
 )
 def print_every_character(original: Any, cfg: Any, **kwargs: Any) -> Any:
     """What a program of somebody's prints is left to it."""
-    main = getattr(sys.modules.get("__main__"), "__file__", None) or ""
-    if "fairseq_cli" in {os.path.basename(os.path.dirname(main)), *(name.partition(".")[0] for name in sys.modules)}:
+    main = os.path.dirname(getattr(sys.modules["__main__"], "__file__", None) or "")
+    if "fairseq_cli" in sys.modules or os.path.basename(main) == "fairseq_cli":
         say_everything()
     return original(cfg, **kwargs)

@@ -71,7 +71,7 @@ class RowOrder:
         return self._sentences[known]
 
 
-# The last order, and which of its tensor's contents it was.
+# The last order, and which of its tensor's contents it was; at most one.
 _last: List[Tuple[RowOrder, int]] = []
 
 
@@ -84,7 +84,7 @@ def row_order(rows: Tensor) -> RowOrder:
     within = _within_sentences.get()
     if rows.is_inference():  # whether it has been changed cannot be seen
         return RowOrder(rows, within)
-    for order, version in _last[-1:]:
+    for order, version in _last:
         if order.rows is rows and version == rows._version and order.within == within:
             return order
     order = RowOrder(rows, within)

@@ -224,7 +224,7 @@ def _in_two_products(
     dropped: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """The same as a product, a softmax, what ``dropped`` makes of its result, and another product."""
-    wide = torch.promote_types(query.dtype, torch.float32)
+    wide = wide_type(query)
     q, k, a = (x.to(wide) for x in (query, key, weights))
     scores = causal_products(q, k, a, mean * query.size(-1) ** -0.5)
     if packed_mask is not None:

@@ -159,7 +159,7 @@ class CausalState(NamedTuple):
 
         ``steps``: its zeros, if there are some already.
         """
-        dtype = torch.promote_types(packed_query.dtype, torch.float32)
+        dtype = wide_type(packed_query)
         shape = (batch, *packed_query.shape[1:])
         key_sum = packed_query.new_zeros(shape, dtype=dtype)
         value_sum = key_sum if tie_kv else packed_query.new_zeros(shape, dtype=dtype)
@@ -264,7 +264,7 @@ def causal_luna_attention(
         ValueError: if ``state`` was started for keys that are values, and these are not.
     """
     with torch.autocast(device_type=query.device.type, enabled=False):
-        wide = torch.promote_types(query.dtype, torch.float32)
+        wide = wide_type(query)
         out_dtype = value.dtype
         tie_kv = key is value
         if state is not None and state.key_sum is state.value_sum and not tie_kv:

@@ -10,6 +10,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from luna_fairseq.ops.blocks import wide_type
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.position_bias import PositionBias, add_position_bias
 from luna_fairseq.ops.softmax import full_precision_on_cpu
@@ -83,7 +84,7 @@ def folded_rows(rows: Tensor, projection: Projection) -> Tuple[Tensor, Optional[
         ``[B, H * L, D]``; and what the bias adds to a score, ``[B, 1, H * L]``, or None. In float32 or wider.
     """
     with torch.autocast(device_type=rows.device.type, enabled=False):
-        wide = torch.promote_types(rows.dtype, torch.float32)
+        wide = wide_type(rows)
         weight, bias = (None if x is None else x.to(wide) for x in projection)
         assert weight is not None
         rows = rows.to(wide)

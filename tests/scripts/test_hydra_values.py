@@ -76,7 +76,7 @@ def test_what_cannot_be_quoted_is_refused(command: str, value: str, message: str
 )
 @pytest.mark.parametrize(
     "script",
-    "multi30k wmt14 lra masked_lm language_model distill documents demo torchrun".split(),
+    "multi30k wmt14 lra masked_lm language_model distill documents denoising demo torchrun".split(),
 )
 def test_such_an_out_is_refused(script: str, out: str, message: str, tmp_path: Path) -> None:
     command = [] if script in ("demo", "torchrun") else ["table"]

@@ -43,6 +43,7 @@ def _commands(home: Path) -> Dict[str, List[str]]:
         "wmt14": ["download"],
         "distill": ["translate", "teacher"],
         "documents": ["prepare"],
+        "denoising": ["prepare", str(home / "corpus-text")],
         "torchrun": [],
         "gpu_report": [],
     }
@@ -67,7 +68,8 @@ def _run(script: str, arguments: List[str], out: Any, cwd: Path, code: Optional[
     "out", ["{home}", ".", "{home}/", "../home", "../link", "../link/sub/..", "{home}/bin/mytool"]
 )
 @pytest.mark.parametrize(
-    "script", "demo multi30k masked_lm language_model lra wmt14 distill documents torchrun gpu_report".split()
+    "script",
+    "demo multi30k masked_lm language_model lra wmt14 distill documents denoising torchrun gpu_report".split(),
 )
 def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("home")

@@ -48,6 +48,10 @@ LONG = [
     ("documents prepare", "luna-fairseq prepare documents"),
     ("documents prepare", "fairseq-preprocess"),
     ("documents score documents_transformer", "fairseq-generate"),
+    ("denoising prepare {text}", "luna-fairseq prepare corpus"),
+    ("denoising prepare {text}", "fairseq-preprocess"),
+    ("denoising pretrain transformer", "fairseq-hydra-train"),
+    ("denoising scratch transformer", "fairseq-hydra-train"),
     ("demo", "luna-fairseq prepare demo"),
     ("demo", "luna-fairseq prepare pieces"),
     ("demo", "fairseq-preprocess"),
@@ -113,12 +117,19 @@ def _prepared(folder: Path) -> Path:
     translated = out / f"{WMT14}.sentencepiece" / "test.0.6.de.of"
     digest = hashlib.sha256(b"eins\n").hexdigest()  # of the average that is there
     translated.write_text(f"{digest}  -\n")
-    for script in "multi30k masked_lm language_model lra wmt14 distill documents demo gpu_report".split():
+    for script in "multi30k masked_lm language_model lra wmt14 distill documents denoising demo gpu_report".split():
         (out / f".made-by-{script}.sh").touch()
-    for name in ("data-bin/.done", "teacher/average.pt", "text/test.raw.de", "text/spm.model", "text/valid.de"):
+    for name in (
+        "data-bin/.done",
+        "data-bin/dict.en.txt",
+        "teacher/average.pt",
+        "text/test.raw.de",
+        "text/spm.model",
+        "text/valid.de",
+    ):
         (folder / "multi30k-out" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "multi30k-out" / name).write_text("eins\n")
-    for name in ("test.de", "test.en", "valid.en"):
+    for name in ("test.de", "test.en", "valid.en", "train.de", "train.en"):
         (folder / "multi30k-out" / "text" / name).touch()
     (folder / "text").mkdir()
     for split in ("train", "val", "test_2016_flickr"):

@@ -109,7 +109,7 @@ def main() -> None:
     for arch in ("luna_base_tied", "luna_base_untied", "transformer_wmt_en_de"):
         found["decoding"][arch] = decoding(arch)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 
 

@@ -53,6 +53,28 @@ def interleaved(
     return seconds
 
 
+def repeated(step: Callable[[], object], number: int) -> Callable[[], None]:
+    """The step so many times in a row: what starts and ends a measurement counts less."""
+
+    def run() -> None:
+        for _ in range(number):
+            step()
+
+    return run
+
+
+def peak_allocated(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that torch holds on a device during ``work``, on top of what it holds before."""
+    if device.type == "cpu":
+        return allocated_bytes(work)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before
+
+
 def allocated_bytes(work: Callable[[], object]) -> int:
     """The most bytes that torch holds on a CPU at any moment of ``work``, on top of what it holds before.
 

@@ -65,22 +65,6 @@ def step(kind: str, length: int, device: str, sizes: Sizes) -> Callable[[], None
     return both_passes
 
 
-def _peak_bytes(work: Callable[[], None], device: str) -> int:
-    """The most that torch holds during ``work``, on top of what it holds before."""
-    import torch
-
-    from luna_fairseq.measuring import allocated_bytes
-
-    if device == "cpu":
-        return allocated_bytes(work)
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    work()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device)) - before
-
-
 def milliseconds(steps: Mapping[str, Callable[[], None]], device: str, seconds: float) -> Dict[str, float]:
     """The least of some rounds, which take each in turn.
 
@@ -102,9 +86,13 @@ def milliseconds(steps: Mapping[str, Callable[[], None]], device: str, seconds: 
 
 def _measure(length: int, device: str, seconds: float) -> Dict[str, Dict[str, float]]:
     """Milliseconds and MiB of every kind at a length."""
+    import torch
+
+    from luna_fairseq.measuring import peak_allocated
+
     steps = {kind: step(kind, length, device, SIZES) for kind in KINDS}
     # The steps that are measured for their memory warm up, too.
-    mebibytes = {kind: _peak_bytes(one, device) / 2**20 for kind, one in steps.items()}
+    mebibytes = {kind: peak_allocated(one, torch.device(device)) / 2**20 for kind, one in steps.items()}
     times = milliseconds(steps, device, seconds)
     return {kind: {"ms": times[kind], "MiB": mebibytes[kind]} for kind in KINDS}
 

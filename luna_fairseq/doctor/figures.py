@@ -5,7 +5,6 @@ milliseconds that an H100 is expected to take.
 """
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -42,21 +41,12 @@ def on_paper(kind: str, dim: int, rows: int, length: int) -> Optional[Dict[str, 
 def _measured(length: int, device: str, kernels: str) -> Dict[str, float]:
     """Milliseconds of every kind, with ``LUNA_KERNELS`` as it is called there."""
     from luna_fairseq.measuring import kernels as kernels_are
+    from luna_fairseq.measuring import repeated
 
     sizes = cost.Sizes(WIDTH, WIDTH // 64, ROWS, max(1, TOKENS // length), "bfloat16")
-    steps = {kind: _calls(cost.step(kind, length, device, sizes)) for kind in cost.KINDS}
+    steps = {kind: repeated(cost.step(kind, length, device, sizes), CALLS) for kind in cost.KINDS}
     with kernels_are(kernels):
         return {kind: ms / CALLS for kind, ms in cost.milliseconds(steps, device, SECONDS).items()}
-
-
-def _calls(step: Callable[[], None]) -> Callable[[], None]:
-    """Some calls in a row: what starts and ends a measurement counts less."""
-
-    def run() -> None:
-        for _ in range(CALLS):
-            step()
-
-    return run
 
 
 def check_figures(device: str) -> Finding:

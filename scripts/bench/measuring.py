@@ -15,6 +15,7 @@ from typing import Any, List
 import torch
 
 import luna_fairseq
+from luna_fairseq.measuring import peak_allocated
 
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
 
@@ -58,12 +59,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     On a CPU (Linux) the process must be a fresh one: memory that malloc keeps is taken again unseen.
     """
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return peak_allocated(work, device)
     importlib.import_module("torch._dynamo")  # the first optimizer would, and it is nobody's work
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _resident_kib("VmRSS")

@@ -15,20 +15,19 @@ from scripts.bench.measuring import resident_bytes
 PARTS = 10
 
 
-def sampled(lm: Any, tokens: int, parts: int = PARTS) -> List[Tuple[float, int]]:
+def sampled(lm: Any, tokens: int) -> List[Tuple[float, int]]:
     """Sample; returns the seconds a token and the resident bytes after each part.
 
     Args:
         lm: what ``LunaLanguageModel.from_pretrained`` returns.
-        tokens: how many to draw.
-        parts: of how many tokens / parts each.
+        tokens: how many to draw, in ``PARTS`` parts.
     """
     stream, found = lm.stream(length=tokens, seed=1), []
-    for _ in range(parts):
+    for _ in range(PARTS):
         began = time.perf_counter()
-        for _ in range(tokens // parts):
+        for _ in range(tokens // PARTS):
             next(stream)
-        found.append(((time.perf_counter() - began) / (tokens // parts), resident_bytes()))
+        found.append(((time.perf_counter() - began) / (tokens // PARTS), resident_bytes()))
     return found
 
 

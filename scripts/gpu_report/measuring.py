@@ -9,8 +9,7 @@ from typing import Any, Dict
 import torch
 from torch.autograd import DeviceType
 
-from luna_fairseq.measuring import allocated_bytes, interleaved, kernels, synchronize
-from scripts.bench.measuring import peak_bytes
+from luna_fairseq.measuring import interleaved, kernels, repeated, synchronize
 
 Step = Callable[[], object]
 
@@ -24,13 +23,12 @@ def modes(device: torch.device, name: str) -> Dict[str, str]:
     return {"auto": name}
 
 
-def repeated(step: Step, number: int, mode: str) -> Step:
-    """The step so many times in a row: what starts and ends a measurement counts less."""
+def in_mode(step: Step, number: int, mode: str) -> Step:
+    """The step so many times in a row, with ``LUNA_KERNELS`` as ``mode`` says."""
 
     def run() -> None:
         with kernels(mode):
-            for _ in range(number):
-                step()
+            repeated(step, number)()
 
     return run
 
@@ -48,11 +46,6 @@ def repeats(step: Step, args: argparse.Namespace) -> int:
 def times(steps: Mapping[str, Step], rounds: int, device: torch.device) -> Dict[str, float]:
     """Seconds of each, medians over rounds that take each in turn."""
     return {name: statistics.median(seconds) for name, seconds in interleaved(steps, rounds, device).items()}
-
-
-def memory(work: Step, device: torch.device) -> int:
-    """The most bytes that torch holds during ``work``, on top of what it holds before."""
-    return peak_bytes(work, device) if device.type == "cuda" else allocated_bytes(work)
 
 
 def launched(step: Step, device: torch.device) -> Dict[str, Any]:

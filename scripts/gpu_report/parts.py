@@ -8,7 +8,7 @@ from typing import Any, Dict
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from luna_fairseq.measuring import kernels
+from luna_fairseq.measuring import kernels, peak_allocated
 from scripts.bench import length as efficiency
 from scripts.bench.attention import layer_step
 from scripts.bench.generation import generation_step, sentences
@@ -16,7 +16,7 @@ from scripts.bench.sizes import TRANSLATION
 from scripts.bench.training import examples, training_step
 from scripts.gpu_report import correctness
 from scripts.gpu_report.findings import Findings
-from scripts.gpu_report.measuring import Step, launched, memory, modes, repeated, repeats, times
+from scripts.gpu_report.measuring import Step, in_mode, launched, modes, repeats, times
 
 KINDS = ("causal Luna", "causal softmax", "Luna", "softmax")
 
@@ -39,10 +39,10 @@ def _layer(kind: str, mode: str, dim: int, rows: int, length: int, args: argpars
         both, forward = (_layer_step(kind, rows, length, backward, own) for backward in (True, False))
         number = repeats(both, args)
         steps = {"seconds": both, "forward seconds": forward}
-        taken = times({name: repeated(step, number, mode) for name, step in steps.items()}, args.rounds, args.device)
+        taken = times({name: in_mode(step, number, mode) for name, step in steps.items()}, args.rounds, args.device)
         found = {name: seconds / number for name, seconds in taken.items()}
         return {"kind": kind, "kernels": mode, "d": dim, "l": rows, "length": length, **found,
-                "bytes": memory(both, args.device), **launched(both, args.device)}  # fmt: skip
+                "bytes": peak_allocated(both, args.device), **launched(both, args.device)}  # fmt: skip
 
 
 def measure_layers(args: argparse.Namespace, findings: Findings) -> None:
@@ -69,7 +69,7 @@ def _model(
             for _ in range(2):
                 step()
 
-        size = memory(work, args.device)
+        size = peak_allocated(work, args.device)
         seconds = times({arch: make(args=args)}, rounds, args.device)[arch]
     return {"arch": arch, "kernels": mode, "words a second": words / seconds, "seconds": seconds, "bytes": size}
 
@@ -109,7 +109,7 @@ def measure_lra(args: argparse.Namespace, findings: Findings) -> None:
             run = partial(efficiency.update, model, optimizer, length, args.batch_size, args.device, True)
             return lambda: [run() for _ in range(args.updates)]
 
-        size = memory(lambda: made()(), args.device)
+        size = peak_allocated(lambda: made()(), args.device)
         seconds = times({name: made()}, args.rounds, args.device)[name] / args.updates
         return {"model": name, "length": length, "updates a second": 1 / seconds, "bytes": size}
 

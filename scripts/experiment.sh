@@ -122,7 +122,7 @@ check_trained() {
   [ -n "$(find "$1/checkpoints" -maxdepth 1 -name '*.pt' -print -quit 2> /dev/null)" ] || fail "nothing was trained: see $1/train.log"
 }
 
-updates() { { grep --line-buffered -E "valid on|train_inner" || true; } | cut -c1-160; }
+updates() { sed -nuE '/valid on|train_inner/{s/^(.{160}).*/\1/;p}'; }
 
 # train_config CONFIG_DIR NAME FOLDER OPTIONS...: train until it is done; the log grows over restarts. SMOKE_OPTIONS
 # make a smoke run small.

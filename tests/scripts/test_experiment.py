@@ -52,6 +52,21 @@ def test_anything_else_than_a_command_is_answered_with_the_head_of_the_script(sc
         assert run_script(tmp_path, f"scripts/{script}.sh", *command, code=2) == usage
 
 
+def test_progress_is_told_at_once(tmp_path: Path) -> None:
+    """Into a file or a pipe, too: what updates has read is not kept back until there is more."""
+    told = """
+      mkfifo "$1/log"
+      updates < "$1/log" > "$1/told" &
+      exec 3> "$1/log"
+      printf 'nothing\n[train_inner] %0200d\n' 7 >&3
+      for _ in {1..100}; do [ -s "$1/told" ] && break; sleep 0.05; done
+      cat "$1/told"
+      exec 3>&-
+      wait
+    """
+    assert run_shell(told, tmp_path) == f"[train_inner] {'0' * 146}\n"
+
+
 def test_translations_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("S-1\tx\nD-10\t-0.1\tthird\nH-2\t-1\tno\nD-2\t-0.3\tsecond\nD-0\t-1\tfirst one\n")
     (tmp_path / "reference").write_text("a\nb\nc\n")

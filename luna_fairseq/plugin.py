@@ -13,6 +13,7 @@ _REGISTERING = (
     "luna_fairseq.models.luna_bert",
     "luna_fairseq.models.luna_lm",
     "luna_fairseq.models.lra",
+    "luna_fairseq.models.multilingual_luna",
     "luna_fairseq.tasks._translation",
     "luna_fairseq.tasks._masked_lm",
     "luna_fairseq.tasks._language_modeling",

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Set
 import pytest
 
 import luna_fairseq
-from luna_fairseq import cli
+from luna_fairseq import cli, plugin
 from support.forks import REAL
 from support.running import ROOT, USER_DIR, run_command
 
@@ -204,3 +205,11 @@ def test_the_names_that_users_import_are_there() -> None:
 
     everything: Any = (LRAModel, LunaModel, LunaBertModel, CausalLunaAttention, LunaAttention)
     assert all(callable(one) for one in everything)
+
+
+def test_loading_the_plugin_registers_everything() -> None:
+    """--user-dir finds a file of models/ or tasks/ by itself; what loads the plugin alone has only the list."""
+    for package in ("criterions", "models", "tasks"):
+        for path in PACKAGE.joinpath(package).glob("*.py"):
+            if re.search(r"^@?register_|^    @register_|extend_task\(", path.read_text(), re.M):
+                assert f"luna_fairseq.{package}.{path.stem}" in plugin._REGISTERING

@@ -158,6 +158,15 @@ class _WhenImported(importlib.abc.MetaPathFinder):
         return spec
 
 
+def imported_modules() -> List[Any]:
+    """All modules of fairseq's that have been imported: with its models, tasks and criteria."""
+    import fairseq.criterions
+    import fairseq.models
+    import fairseq.tasks  # noqa: F401  (each loads all of its kind)
+
+    return [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "fairseq"]
+
+
 def _modules_of_a_command(name: str) -> List[Any]:
     """The module of a command of fairseq's in this process, by both of its names; it may be none."""
     file = os.path.join(*name.split(".")) + ".py"

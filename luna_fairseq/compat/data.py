@@ -3,12 +3,11 @@
 import importlib
 import itertools
 import os
-import sys
 import types
 from typing import Any, List
 
 from luna_fairseq.compat._lines import open_text
-from luna_fairseq.compat._replace import named, replaces, replaces_value
+from luna_fairseq.compat._replace import imported_modules, named, replaces, replaces_value
 from luna_fairseq.errors import DataError
 
 # The modules that read text with an open() of their own: dictionaries, fairseq-preprocess, raw data.
@@ -87,13 +86,7 @@ def refuse_unknown_symbols(original: Any, path: str, *args: Any, **kwargs: Any) 
 
 
 def _modules_with_numpy() -> List[Any]:
-    """All modules of fairseq's that have been imported and say np: with its models, tasks and criteria."""
-    import fairseq.criterions
-    import fairseq.models
-    import fairseq.tasks  # noqa: F401  (each loads all of its kind)
-
-    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "fairseq"]
-    return [module for module in modules if isinstance(vars(module).get("np"), types.ModuleType)]
+    return [module for module in imported_modules() if isinstance(vars(module).get("np"), types.ModuleType)]
 
 
 @replaces_value(

@@ -42,11 +42,11 @@ def save_patience(original: Any, self: Any, filename: str, extra_state: Any) -> 
 def load_patience(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     extra_state = original(self, *args, **kwargs)
     asked = named(original, self, *args, **kwargs)
-    if self.cfg.checkpoint.patience <= 0:
-        return extra_state
     counted = _patience()
     vars(counted).pop("best", None)
     vars(counted).pop("num_runs", None)
+    if self.cfg.checkpoint.patience <= 0:
+        return extra_state
     count = (extra_state or {}).get("patience")
     if count and not (asked.get("reset_optimizer") or asked.get("reset_meters")):
         counted.best, counted.num_runs = count["best"], count["num_runs"]
@@ -88,6 +88,21 @@ def _reached(trainer: Any, epoch: int, seconds: float) -> Optional[str]:
     if trainer.get_lr() <= limits.stop_min_lr:
         return f"the learning rate is {trainer.get_lr()} and --stop-min-lr is {limits.stop_min_lr}"
     return None
+
+
+@replaces(
+    "fairseq.checkpoint_utils",
+    "load_checkpoint",
+    fairseq="compares a training with the best loss of another one before it in the process: no `checkpoint_best.pt`",
+    here="each run has its best",
+    since="fairseq 0.12.3",
+)
+def forget_the_best_of_another(original: Any, cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+    """Of a sweep (``fairseq-hydra-train -m``), for example. What the run has saved itself is restored here."""
+    from fairseq import checkpoint_utils
+
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    return original(cfg, trainer, **kwargs)
 
 
 @replaces(

@@ -2,11 +2,10 @@
 
 import ast
 import re
-import sys
 from argparse import Namespace
 from typing import Any, List
 
-from luna_fairseq.compat._replace import replaces, replaces_value
+from luna_fairseq.compat._replace import imported_modules, replaces, replaces_value
 
 _HARMLESS = (
     *(ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Load),
@@ -48,17 +47,8 @@ def _evaluate(text: Any) -> Any:
     return eval(compile(tree, "<option>", "eval"), {"__builtins__": {}})
 
 
-def _modules() -> List[Any]:
-    """All modules of fairseq's that have been imported: with its models, tasks and criteria."""
-    import fairseq.criterions
-    import fairseq.models
-    import fairseq.tasks  # noqa: F401  (each loads all of its kind)
-
-    return [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "fairseq"]
-
-
 @replaces_value(
-    _modules,
+    imported_modules,
     "eval",
     fairseq="gives options such as --encoder-layers of fconv to eval, those of somebody else's checkpoint, too",
     here="every module of fairseq has an eval of its own, which computes with constants and refuses the rest",

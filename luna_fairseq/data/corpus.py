@@ -33,9 +33,11 @@ from luna_fairseq.data.documents import Block, deal, scan
 from luna_fairseq.data.files import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
+    CONTENT,
     alone_in,
     copy_file,
     digest,
+    fingerprint,
     need_file,
     read_json,
     read_lines,
@@ -153,8 +155,10 @@ class Preparation:
             }
             pieces = {name: digest(need_file(path)) for name, path in files.items()}
         inputs = {split: [[path.name, path.stat().st_size] for path in files] for split, files in self.texts.items()}
+        content = {split: [fingerprint(path) for path in files] for split, files in self.texts.items()}
         # The first name is that of the script which this was: what it has prepared is still known.
-        return {"script": "prepare_corpus.py", "smoke": args.smoke, "shards": args.shards, **pieces, **inputs}
+        known = {"script": "prepare_corpus.py", "smoke": args.smoke, "shards": args.shards}
+        return {**known, **pieces, **inputs, CONTENT: content}
 
     def given_pieces(self) -> Pieces | None:
         """The pieces that the options name."""

@@ -58,18 +58,32 @@ def prepare(args: argparse.Namespace) -> None:
             need_file(path)
     if args.text.resolve() == args.out.resolve():
         raise PreparationError(f"--out {args.out} is the folder of the text: name another one")
-    raw = [path for path in both_files(args.text / "test.raw", languages) if path.exists()]
     with alone_in(args.out.resolve()):
         take(args.out, {"script": "luna-fairseq prepare documents"})
         for split in SPLITS:
             parts = list(documents(read_pairs(args.text / split, languages), args.length))
+            sentences = parts[-1].stop if parts else 0
             write_pairs(args.out / split, languages, joined(read_pairs(args.text / split, languages), parts))
-            if split == "test" and len(raw) == 2:
-                text = read_pairs(args.text / "test.raw", languages)
-                write_pairs(args.out / "test.raw", languages, joined(text, parts))
-            print(f"{split}: {parts[-1].stop if parts else 0:,} sentences in {len(parts):,} documents")
+            if split == "test":
+                _join_raw(args, languages, parts, sentences)
+            print(f"{split}: {sentences:,} sentences in {len(parts):,} documents")
         if (args.text / MODEL).is_file():
             copy_file(args.text / MODEL, args.out / MODEL)
+
+
+def _join_raw(args: argparse.Namespace, languages: Pair, parts: Sequence[range], sentences: int) -> None:
+    """The text of the test part, joined like its pieces; without one an earlier run's is taken away."""
+    if not all(path.exists() for path in both_files(args.text / "test.raw", languages)):
+        for path in both_files(args.out / "test.raw", languages):
+            path.unlink(missing_ok=True)
+        return
+    raw = list(read_pairs(args.text / "test.raw", languages))
+    if len(raw) != sentences:
+        raise PreparationError(
+            f"{args.text / 'test.raw'} has {len(raw):,} lines and {args.text / 'test'} {sentences:,}: give one "
+            "line for each, or take test.raw away"
+        )
+    write_pairs(args.out / "test.raw", languages, joined(iter(raw), parts))
 
 
 def main(prog: str, arguments: list[str]) -> int:

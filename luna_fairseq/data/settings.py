@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from luna_fairseq.data.files import alone_in, whole_folder, write_json
+from luna_fairseq.data.files import CONTENT, alone_in, whole_folder, write_json
 from luna_fairseq.errors import PreparationError
 
 SETTINGS, SMOKE = "settings.json", "smoke"
@@ -16,10 +16,16 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on in a folder that was begun with other settings or other input."""
     before = read_settings(path)
     for key in {**before, **settings}:
-        if before.get(key) != settings.get(key):
+        if before.get(key) == settings.get(key):
+            continue
+        if key != CONTENT:
             raise PreparationError(
                 f"{path.parent} was begun with {key} {json.dumps(before.get(key))}, "
                 f"not {json.dumps(settings.get(key))}: repeat it, or name another folder"
+            )
+        if key in before:
+            raise PreparationError(
+                f"{path.parent} was begun with another text in files of the same name and size: name another folder"
             )
 
 

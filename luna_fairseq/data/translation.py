@@ -28,7 +28,7 @@ import regex
 
 from luna_fairseq.console import help_parser, positive, progress, run
 from luna_fairseq.data.binarise import binarise
-from luna_fairseq.data.files import alone_in, count_lines, need_file, whole_folder, write_json
+from luna_fairseq.data.files import CONTENT, alone_in, count_lines, fingerprint, need_file, whole_folder, write_json
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.recipes import RECIPES, Recipe, lines_of
 from luna_fairseq.data.settings import SETTINGS, SMOKE, begun
@@ -104,13 +104,14 @@ class Preparation:
         args = self.args
         keys: tuple[str, ...] = ("recipe", "max_length", "max_ratio", "source_lang", "target_lang")
         keys += ("vocab_size", "vocab_lines") if args.recipe == "sentencepiece" else ("merges",)
-        sizes = {}
+        sizes, content = {}, {}
         for prefixes in self.texts.values():
             for path in (path for prefix in prefixes for path in both_files(prefix, self.languages)):
                 sizes[path.name] = need_file(path).stat().st_size
+                content[path.name] = fingerprint(path)
         if len(sizes) < 2 * sum(map(len, self.texts.values())):
             raise PreparationError("two of --train, --valid and --test have the same name: rename one of the files")
-        return {**{key: getattr(args, key) for key in keys}, "bytes": sizes}
+        return {**{key: getattr(args, key) for key in keys}, "bytes": sizes, CONTENT: content}
 
     def files(self, folder: str, split: str) -> list[Path]:
         """The two files of a split."""

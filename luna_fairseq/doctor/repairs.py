@@ -17,7 +17,8 @@ def check_repairs() -> Finding:
     plugin_first.load()
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    missing = [name for name in ("luna", "luna_bert", "lra") if name not in ARCH_MODEL_REGISTRY]
+    ours = ("luna", "luna_bert", "luna_lm", "lra", "multilingual_luna")
+    missing = [name for name in ours if name not in ARCH_MODEL_REGISTRY]
     if missing:
         raise Wrong(f"fairseq does not know the architectures {', '.join(missing)}")
     asleep = [repair.name for repair in REPAIRS if not repair.on]

@@ -1,7 +1,6 @@
 """The Python interface to a trained masked-LM model: fairseq's RoBERTa interface, and the packed sequence."""
 
 import os
-import re
 from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import torch
@@ -11,6 +10,8 @@ from fairseq.data.data_utils import collate_tokens
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
+
+from luna_fairseq.data.pieces import UNKNOWN_WORD
 
 # A sentence, a pair of sentences, or symbols that were encoded before.
 Text = Union[str, Tuple[str, ...], Tensor]
@@ -78,12 +79,16 @@ class KeepUnknownWords:
     def __init__(self, bpe: SentencepieceBPE) -> None:
         self.bpe = bpe
 
+    @classmethod
+    def around(cls, bpe: Any) -> Any:
+        """The pieces of a hub; those that are not SentencePiece's as they are."""
+        return cls(bpe) if isinstance(bpe, SentencepieceBPE) else bpe
+
     def encode(self, text: str) -> str:
-        parts = re.split(r"(?<!\S)<unk>(?!\S)", text)
-        return " ".join(" <unk> ".join(self.bpe.encode(part) for part in parts).split())
+        return " ".join(" <unk> ".join(self.bpe.encode(part) for part in UNKNOWN_WORD.split(text)).split())
 
     def decode(self, pieces: str) -> str:
-        return self.bpe.decode(re.sub(r"(?<!\S)<unk>(?!\S)", "\u2581<unk>", pieces))
+        return self.bpe.decode(UNKNOWN_WORD.sub("\u2581<unk>", pieces))
 
 
 class LunaHubInterface(RobertaHubInterface):
@@ -98,8 +103,7 @@ class LunaHubInterface(RobertaHubInterface):
 
     def __init__(self, cfg: Any, task: Any, model: Any) -> None:
         super().__init__(cfg, task, model)
-        if isinstance(self.bpe, SentencepieceBPE):
-            self.bpe = KeepUnknownWords(self.bpe)
+        self.bpe = KeepUnknownWords.around(self.bpe)
         dictionary = task.source_dictionary
         # Padding of the dictionary, which fairseq-preprocess adds, is in no text either.
         filler = [i for i in range(len(dictionary)) if dictionary[i].startswith("madeupword")]

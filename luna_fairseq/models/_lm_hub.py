@@ -4,7 +4,6 @@ import itertools
 from typing import Any, Iterator, List, Optional, Union
 
 import torch
-from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.hub_utils import GeneratorHubInterface
 from torch import Tensor
 
@@ -23,8 +22,7 @@ class LunaLanguageModelHub(GeneratorHubInterface):
 
     def __init__(self, cfg: Any, task: Any, models: List[Any]) -> None:
         super().__init__(cfg, task, models)
-        if isinstance(self.bpe, SentencepieceBPE):
-            self.bpe = KeepUnknownWords(self.bpe)
+        self.bpe = KeepUnknownWords.around(self.bpe)
 
     def stream(
         self,

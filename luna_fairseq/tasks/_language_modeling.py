@@ -14,6 +14,7 @@ from fairseq.data import BaseWrapperDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from luna_fairseq import compat
@@ -216,6 +217,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         # Whoever evaluates says so to the task.
         if not from_checkpoint and getattr(model, "carry_state", False) and not self._carriers:
             self._begin_to_carry(model.carry_positions)
+            _note_in_the_task(args, model)
         if self._carriers and not hasattr(model, "carry_state"):
             raise ValueError(
                 "--carry-state needs a model whose state has one size, luna_lm: leave it out with "
@@ -272,6 +274,19 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         kwargs["batch_size"] = kwargs.get("batch_size") or 1
         batches = super().eval_lm_dataloader(dataset, *args, **kwargs)
         return _Carried(batches, Carrier(self._carriers["valid"].restart))
+
+
+def _note_in_the_task(cfg: Any, model: Any) -> None:
+    """What the model's options say, as if they were the task's: a checkpoint has the same task by both commands.
+
+    Args:
+        cfg: the model's config within the whole, if it is within one.
+        model: with its ``carry_state`` and ``carry_positions``.
+    """
+    root: Any = cfg._get_root() if OmegaConf.is_config(cfg) else None
+    if OmegaConf.is_config(root) and "task" in root:
+        with open_dict(root.task):
+            root.task.carry_state, root.task.carry_positions = model.carry_state, model.carry_positions
 
 
 compat.tasks.extend_task(CheckedLanguageModelingTask, "language_modeling", CarryingLanguageModelingConfig)

@@ -284,6 +284,9 @@ def test_other_text_is_refused(text: Path, out: Path, tmp_path: Path) -> None:
     said = error(*usual(text, out), "--train", text / "a.txt", tmp_path / "b.txt")
     assert f"{out} was begun with train" in said
     assert str((tmp_path / "b.txt").stat().st_size) in said
+    (tmp_path / "b.txt").write_bytes((text / "b.txt").read_bytes().swapcase())
+    said = error(*usual(text, out), "--train", text / "a.txt", tmp_path / "b.txt")
+    assert f"{out} was begun with another text in files of the same name and size" in said
 
 
 # --------------------------------------------------------------------------------- other text, other pieces

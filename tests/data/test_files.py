@@ -135,3 +135,20 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path, monkeypatch
     with whole_file(tmp_path / "x") as temporary:
         temporary.write_text("again")
     assert sorted(tmp_path.iterdir()) == sorted([elsewhere, tmp_path / "x"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 70 << 10, (3 << 10) + 1])
+def test_a_fingerprint_is_that_of_the_content(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With blocks of 1 KiB: to 64 of them every byte counts, and of more those of the beginning and of the end."""
+    monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 10)
+    path = tmp_path / "x"
+    path.write_bytes(bytes(size))
+    before = files.fingerprint(path)
+    assert files.fingerprint(path) == before
+    for place in {0, size // 2 if size <= 64 << 10 else size - 1, size - 1} if size else ():
+        content = bytearray(size)
+        content[place] = 1
+        path.write_bytes(content)
+        assert files.fingerprint(path) != before
+    path.write_bytes(bytes(size + 1))
+    assert files.fingerprint(path) != before

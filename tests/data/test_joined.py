@@ -72,6 +72,10 @@ def test_every_part_and_the_text_of_the_test(text: Path, length: int, cuts: List
          "give parallel text"),
         (lambda text: (text.parent / "out").mkdir() or (text.parent / "out" / "x").touch(),
          "{1} has a x that luna-fairseq prepare did not make: name another folder"),
+        (lambda text: [(text / f"test.raw.{language}").write_text("one\n" * 4) for language in ("en", "de")],
+         "{0}/test.raw has 4 lines and {0}/test 3: give one line for each, or take test.raw away"),
+        (lambda text: [(text / f"test.raw.{language}").write_text("one\n") for language in ("en", "de")],
+         "{0}/test.raw has 1 lines and {0}/test 3: give one line for each, or take test.raw away"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(damage: Any, message: str, text: Path, capsys: Any) -> None:
@@ -86,3 +90,11 @@ def test_the_text_itself_is_not_written_over(text: Path, capsys: Any) -> None:
     assert _run(text, 10, text) == 1
     assert "is the folder of the text: name another one" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in text.iterdir()}
+
+
+def test_without_the_text_of_the_test_that_of_an_earlier_run_goes(text: Path) -> None:
+    out = text.parent / "out"
+    assert _run(text, 10, out) == 0 and (out / "test.raw.en").exists()
+    (text / "test.raw.de").unlink()
+    assert _run(text, 10, out) == 0
+    assert not list(out.glob("test.raw.*"))

@@ -1,5 +1,6 @@
 """Parallel text is cleaned, cut into pieces and binarised."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def test_cleaning_counts_what_it_leaves_out(text: Path, capsys: pytest.CaptureFi
     assert "already prepared" in capsys.readouterr().out
     assert _prepare(text, "--vocab-size", 61, "--max-ratio", 9) == 1
     assert "was begun with vocab_size 60, not 61: repeat it" in capsys.readouterr().err
+    lines = (text / "train.en").read_text().splitlines(keepends=True)
+    (text / "train.en").write_text("".join([*lines[1:], lines[0]]))
+    assert _prepare(text, "--vocab-size", 60, "--max-ratio", 9) == 1
+    assert "was begun with another text in files of the same name and size: name" in capsys.readouterr().err
+    known = json.loads((out / "settings.json").read_text())
+    del known["content"]  # as before it was kept
+    (out / "settings.json").write_text(json.dumps(known))
+    assert _prepare(text, "--vocab-size", 60, "--max-ratio", 9) == 0
 
 
 def test_the_published_recipe(text: Path) -> None:

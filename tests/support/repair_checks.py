@@ -695,6 +695,10 @@ def load_patience(folder: Path, patch: Patch) -> None:
     assert (counted.best, counted.num_runs) == (1.25, 3)
     trainer.load_checkpoint(path, reset_meters=True)
     assert not hasattr(counted, "num_runs")
+    counted.best, counted.num_runs = 0.0, 0
+    trainer.cfg.checkpoint.patience = -1  # nothing of another run's is saved with it
+    trainer.load_checkpoint(path)
+    assert not hasattr(counted, "best")
     counted.best, counted.num_runs = 0.0, 0  # to be taken back
 
 
@@ -724,8 +728,16 @@ class _Batches:
 
 def _without_data(trainer: Any, patch: Patch) -> Any:
     patch.setattr(trainer, "get_train_iterator", lambda **kwargs: _Batches(), raising=False)
-    patch.setattr(checkpoint_utils.save_checkpoint, "best", 9.0, raising=False)
+    patch.setitem(vars(checkpoint_utils.save_checkpoint), "best", 9.0)  # may be gone when it is taken back
     return trainer
+
+
+def forget_the_best_of_another(folder: Path, patch: Patch) -> None:
+    trainer = _without_data(trained(folder), patch)  # with the best of another run
+    trainer.cfg.optimization.max_update = 9
+    checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer)
+    checkpoint_utils.save_checkpoint(trainer.cfg.checkpoint, trainer, _Batches(), 9.5)
+    assert (folder / "checkpoint_best.pt").exists()
 
 
 def stay_finished(folder: Path, patch: Patch) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 import pytest
 import torch
 from fairseq.data.iterators import EpochBatchIterator
-from fairseq.tasks.language_modeling import LanguageModelingTask
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from omegaconf import OmegaConf
 
 from luna_fairseq.errors import DataError
@@ -189,15 +189,19 @@ def _built(task: Any, arch: str, **options: Any) -> Any:
     sizes = dict(decoder_embed_dim=16, decoder_layers=1, decoder_attention_heads=2)
     more = dict(decoder_input_dim=16, decoder_output_dim=16, add_bos_token=False, max_target_positions=8, tpu=False)
     fixed = dict(_name=arch, tokens_per_sample=8, **sizes, **more, **options)
-    cfg = OmegaConf.merge(MODEL_DATACLASS_REGISTRY[arch](), fixed)
-    return task.build_model(cfg)
+    cfg = OmegaConf.create({"task": LanguageModelingConfig(), "model": MODEL_DATACLASS_REGISTRY[arch]()})
+    cfg.model.merge_with(fixed)
+    OmegaConf.set_struct(cfg, True)
+    task.build_model(cfg.model)
+    return cfg
 
 
 def test_the_option_of_the_model_is_for_training(folder: Path) -> None:
-    """Who evaluates says by the task's what is wanted."""
+    """Who evaluates says by the task's what is wanted; a checkpoint has the options as its task's, too."""
     task = _task(folder, carry_state=False)
-    _built(task, "luna_lm", carry_state=True, carry_positions="restart")
+    cfg = _built(task, "luna_lm", carry_state=True, carry_positions="restart")
     assert task._carriers["train"].restart
+    assert (cfg.task.carry_state, cfg.task.carry_positions) == (True, "restart")
     task = _task(folder, carry_state=False)
     model = task.build_model(
         OmegaConf.create({"_name": "luna_lm", "carry_state": True, "decoder_layers": 1, "tokens_per_sample": 8,

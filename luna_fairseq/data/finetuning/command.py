@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from luna_fairseq.console import help_parser, run
-from luna_fairseq.data.files import copy_file, digest, listing
+from luna_fairseq.data.files import copy_file, digest, inputs
 from luna_fairseq.data.finetuning.output import Output
 from luna_fairseq.data.pieces import DICTIONARY, Pieces
 from luna_fairseq.data.settings import fill_folder
@@ -51,7 +51,7 @@ def _prepare(kind: str, args: argparse.Namespace, reader: Reader) -> None:
     settings.update({name: getattr(args, name) for name in ("task", "max_passage_pieces") if name in args})
     folder = args.data / args.task if "task" in args and (args.data / args.task).is_dir() else args.data
     files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".tsv", ".txt", ".jsonl"))
-    settings["files"] = listing(files, folder)
+    settings.update(inputs(files, folder))
     settings.update({name: digest(path) for name, path in {**pieces.files, DICTIONARY: dictionary}.items()})
 
     def fill(folder: Path) -> str:

@@ -4,7 +4,7 @@ import argparse
 
 import numpy as np
 
-from luna_fairseq.data.files import listing, need_file
+from luna_fairseq.data.files import inputs, need_file
 from luna_fairseq.data.lra import command
 from luna_fairseq.data.lra.cifar10 import read_batch
 from luna_fairseq.data.lra.dataset import TEN_CLASSES, Dataset, Splits, image_examples, limited
@@ -23,7 +23,7 @@ def read(args: argparse.Namespace) -> Dataset:
         for split, (rows, classes) in parts.items():
             yield split, limited(image_examples(rows, classes), args.smoke)
 
-    return Dataset(splits, TEN_CLASSES, "luna_lra_cifar10", settings={"files": listing(files, args.data)})
+    return Dataset(splits, TEN_CLASSES, "luna_lra_cifar10", settings=inputs(files, args.data))
 
 
 def main(prog: str, arguments: list[str]) -> int:

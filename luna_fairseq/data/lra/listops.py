@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from luna_fairseq.data.files import listing, need_file
+from luna_fairseq.data.files import inputs, need_file
 from luna_fairseq.data.lra import command
 from luna_fairseq.data.lra.dataset import TEN_CLASSES, Dataset, Example, Splits, limited
 from luna_fairseq.data.lra.draw_expressions import Limits, generate
@@ -36,7 +36,7 @@ def read(args: argparse.Namespace) -> Dataset:
             for split, path in files.items():
                 yield split, limited(_examples(read_published(path)), args.smoke)
 
-        return dataset(published, settings={"files": listing(files.values(), args.data)})
+        return dataset(published, settings=inputs(files.values(), args.data))
 
     limits = Limits(args.min_length, args.max_length, args.max_depth, args.max_arguments)
     counts = command.counts_of(args)

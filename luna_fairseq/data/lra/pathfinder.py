@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from luna_fairseq.console import one_line, progress
-from luna_fairseq.data.files import listing
+from luna_fairseq.data.files import inputs
 from luna_fairseq.data.lra import command, pathfinder_image
 from luna_fairseq.data.lra.dataset import (
     TWO_CLASSES,
@@ -43,7 +43,7 @@ def read(args: argparse.Namespace) -> Dataset:
         files = find_metadata(level)
         with command.extra("pillow"):
             import PIL.Image  # noqa: F401
-        settings.update(level=args.level, files=listing(files, args.data))
+        settings.update(level=args.level, **inputs(files, args.data))
         return dataset(lambda: _published(args, level, files), settings=settings)
 
     counts = command.counts_of(args)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luna_fairseq.data.files import listing, need_file
+from luna_fairseq.data.files import inputs, need_file
 from luna_fairseq.data.lra import command
 from luna_fairseq.data.lra.dataset import TWO_CLASSES, Dataset, Example, Splits, limited
 from luna_fairseq.errors import PreparationError
@@ -42,7 +42,7 @@ def read(args: argparse.Namespace) -> Dataset:
         for split, path in files.items():
             yield split, limited(read_pairs(path), args.smoke)
 
-    settings = {"files": listing(files.values(), args.data)}
+    settings = inputs(files.values(), args.data)
     return Dataset(splits, TWO_CLASSES, "luna_lra_aan", rows=2, settings=settings)
 
 

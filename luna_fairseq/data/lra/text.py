@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from luna_fairseq.console import positive
-from luna_fairseq.data.files import listing
+from luna_fairseq.data.files import inputs
 from luna_fairseq.data.lra import command
 from luna_fairseq.data.lra.dataset import SMOKE_EXAMPLES, Dataset, Example, Splits, need_folder
 from luna_fairseq.errors import PreparationError
@@ -22,7 +22,7 @@ def read(args: argparse.Namespace) -> Dataset:
     """
     train, test = (_find(args.data / name) for name in ("train", "test"))
     every = (path for split in (train, test) for of_class in split for path in of_class)
-    settings = {"files": listing(every, args.data)}
+    settings = inputs(every, args.data)
     files = {"train": train, "valid": test, "test": test}
     if args.hold_out:
         settings.update(hold_out=args.hold_out, seed=args.seed)

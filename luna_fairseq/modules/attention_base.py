@@ -102,10 +102,8 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         """The named projections if nothing but them sees what is projected, or none of them."""
         found: List[ops.Projection] = []
         for name in names:
-            proj = self.get_submodule(f"{name}_proj")
-            # Quantisation noise is a hook; whatever else was put around a projection wants to see x, too.
-            hooks = (proj._forward_hooks, proj._forward_pre_hooks, proj._backward_hooks, proj._backward_pre_hooks)
-            if type(proj) is not nn.Linear or "forward" in vars(proj) or any(hooks):
+            proj: Any = self.get_submodule(f"{name}_proj")
+            if not ops.is_plain(proj):
                 return []
             found.append((proj.weight, proj.bias))
         return found

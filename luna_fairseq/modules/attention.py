@@ -181,6 +181,10 @@ class LunaAttention(_LunaAttentionBase):
         rows = ops.rows_per_sentence(batch, key.size(0))
         if not saved and incremental_state is not None:
             packed_mask = ops.additive_mask(packed_mask, key.dtype)  # once, and not in every step
+            if key.device.type == "cpu":  # likewise: products copy what is not; a GPU's attention does not
+                tied = key is value
+                key = key.contiguous()
+                value = key if tied else value.contiguous()
             saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
             self._save(incremental_state, {**saving, "rows_per_sentence": rows})
         query = query.reshape(key.size(0), rows * length, self.embed_dim)  # all rows of a sentence side by side
@@ -320,6 +324,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             unpack_dropout=self.dropout_module.rate,
             state=state,
             steps=steps,
+            overwrite=saved.get("overwrite", False),
         )
         if state is not None:
             saving = {"packed_query": packed_query, "folded": folded, "constant": constant}

@@ -1,16 +1,11 @@
 """The Luna translation model: ``--arch luna``, ``luna_base``, ``luna_base_tied``, ``luna_base_untied``."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.distributed import fsdp_wrap
-from fairseq.models.transformer import (
-    TransformerDecoderBase,
-    TransformerEncoderBase,
-    TransformerModelBase,
-)
+from fairseq.models.transformer import TransformerModelBase
 from fairseq.modules import LayerNorm
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
@@ -26,6 +21,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
+from luna_fairseq.models._inference import InferenceDecoder, InferenceEncoder
 from luna_fairseq.modules import (
     CausalLunaAttention,
     Dropout,
@@ -42,19 +38,6 @@ from luna_fairseq.modules.positions import positions_from
 from luna_fairseq.modules.weights import LunaWeights, SourceAttention, average
 
 
-# Of a generation, so many steps are spared by layouts: those of fewer are not worth it.
-LAYING_OUT_TAKES = 2
-
-
-def inference_products(
-    part: nn.Module, weights: Optional[ops.LaidOutWeights] = None
-) -> AbstractContextManager[None]:
-    """:func:`luna_fairseq.ops.inference_products` for an encoder or a decoder, unless it is compiled."""
-    if torch.compiler.is_compiling():
-        return nullcontext()
-    return ops.inference_products(next(part.parameters()), weights)
-
-
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
     """Activation checkpointing and FSDP around a layer, as fairseq's transformer does."""
     if cfg.checkpoint_activations:
@@ -62,7 +45,7 @@ def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
-class LunaEncoder(TransformerEncoderBase):
+class LunaEncoder(InferenceEncoder):
     """fairseq's transformer encoder with Luna layers, which also carry the packed sequence P.
 
     Args:
@@ -105,11 +88,6 @@ class LunaEncoder(TransformerEncoderBase):
         if token_embedding is None:
             token_embedding = self.embed_tokens(src_tokens)
         return super().forward_embedding(src_tokens, self.word_dropout(token_embedding))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Dict[str, List[Tensor]]:
-        """Encode a batch: :meth:`forward_scriptable`."""
-        with inference_products(self):
-            return super().forward(*args, **kwargs)
 
     def forward_scriptable(
         self,
@@ -203,7 +181,7 @@ def _rows_per_sentence(encoder_out: Dict[str, List[Any]]) -> int:
     return encoder_out["rows_per_sentence"][0] if encoder_out.get("rows_per_sentence") else 1
 
 
-class LunaDecoder(TransformerDecoderBase):
+class LunaDecoder(InferenceDecoder):
     """fairseq's transformer decoder with Luna layers, which go on with the encoder's packed sequence.
 
     Args:
@@ -271,37 +249,6 @@ class LunaDecoder(TransformerDecoderBase):
         if embed.weights.size(0) < self.padding_idx + 1 + tokens.size(1):
             embed(tokens[:1])  # grows the table
         return embed.weights[index]
-
-    def forward(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: Optional[Dict[str, List[Tensor]]] = None,
-        incremental_state: Optional[IncrementalState] = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """fairseq's ``forward`` (:meth:`extract_features_scriptable` and the output layer).
-
-        From the third step of a generation on, a CPU has a second copy of the decoder's weights, laid out for its
-        products (:class:`luna_fairseq.ops.LaidOutWeights`); it is part of the ``incremental_state``.
-        """
-        with inference_products(self, self._laid_out(incremental_state, prev_output_tokens.size(0))):
-            return super().forward(prev_output_tokens, encoder_out, incremental_state, *args, **kwargs)
-
-    def _laid_out(self, incremental_state: Optional[IncrementalState], rows: int) -> Optional[ops.LaidOutWeights]:
-        """The layouts of this generation, if it is long enough for them."""
-        if incremental_state is None or rows < 2 or self._seen(incremental_state) < LAYING_OUT_TAKES:
-            return None
-        saved: Any = self.get_incremental_state(incremental_state, "weights")
-        if saved is None:
-            saved = {"laid_out": ops.LaidOutWeights()}
-            self.set_incremental_state(incremental_state, "weights", saved)
-        return saved["laid_out"]
-
-    def output_layer(self, features: Tensor) -> Tensor:
-        if self.adaptive_softmax is None:
-            return ops.linear(self.output_projection, features)
-        return super().output_layer(features)
 
     def extract_features_scriptable(
         self,
@@ -401,11 +348,6 @@ class LunaDecoder(TransformerDecoderBase):
         for module in self.modules():
             if isinstance(module, LunaAttention | CausalLunaAttention):
                 module.reorder_incremental_state(incremental_state, order, selected)
-
-    def _seen(self, incremental_state: IncrementalState) -> int:
-        """How many target positions earlier calls have decoded."""
-        saved: Any = self.get_incremental_state(incremental_state, "seen")
-        return 0 if saved is None else saved["length"]
 
     def _count(
         self, tokens: Tensor, incremental_state: Optional[IncrementalState], now: int

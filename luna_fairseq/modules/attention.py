@@ -197,7 +197,9 @@ class LunaAttention(_LunaAttentionBase):
             y = ops.folded_unpack(query, to_q, key, value, to_out, packed_mask, self.dropout_module.rate)
         else:
             q = _split_heads(ops.linear(self.q_proj, query), self.num_heads)
-            y = ops.linear(self.out_proj, _join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
+            y = ops.linear(
+                self.out_proj, _join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate))
+            )
         y = y.view(batch, length, self.embed_dim)
 
         def unpack() -> Tensor:

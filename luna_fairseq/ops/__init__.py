@@ -38,7 +38,7 @@ from luna_fairseq.ops.folded import (
     folding_spares_launches,
     scores_of_folded,
 )
-from luna_fairseq.ops.linear import LaidOutWeights, inference_products, is_plain, linear
+from luna_fairseq.ops.inference import LaidOutWeights, inference_products, is_plain, linear
 from luna_fairseq.ops.position_bias import PositionBias, RowPlaces, add_position_bias, row_places
 from luna_fairseq.ops.products import causal_products
 from luna_fairseq.ops.softmax import attend, attention_weights, key_mask

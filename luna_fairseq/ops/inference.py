@@ -156,7 +156,7 @@ def inference_products(x: Tensor, weights: Optional[LaidOutWeights] = None) -> I
         weights: layouts to take and to add to; None to take all weights as they are.
     """
     possible = _fits(x) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    if not possible or being_traced() or not torch.backends.mkldnn.enabled:  # type: ignore[attr-defined]
+    if not possible or being_traced() or not torch.backends.mkldnn.enabled:
         yield
         return
     token = _current.set(_Products(weights) if _available() else None)

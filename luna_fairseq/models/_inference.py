@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from luna_fairseq import ops
 from luna_fairseq.modules.attention import IncrementalState
 
-# A layout takes as long as five products of 40 rows spare by it. Who knows how long a generation gets?
-LAID_OUT_AFTER = 2
+# A layout takes as long as five products of 40 rows spare by it; a second step says that there is a generation.
+LAID_OUT_AFTER = 1
 
 
 def _products(part: nn.Module, weights: Optional[ops.LaidOutWeights] = None) -> AbstractContextManager[None]:
@@ -30,7 +30,7 @@ class InferenceEncoder(TransformerEncoderBase):
 
 
 class InferenceDecoder(TransformerDecoderBase):
-    """The decoder: after two steps of a generation of several rows its weights are laid out for the others.
+    """The decoder: after the first step of a generation of several rows its weights are laid out for the others.
 
     That is a second copy of them; it is part of the ``incremental_state``, and goes with it.
     """

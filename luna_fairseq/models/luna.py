@@ -5,11 +5,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.distributed import fsdp_wrap
-from fairseq.models.transformer import (
-    TransformerDecoderBase,
-    TransformerEncoderBase,
-    TransformerModelBase,
-)
+from fairseq.models.transformer import TransformerModelBase
 from fairseq.modules import LayerNorm
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
@@ -25,6 +21,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
+from luna_fairseq.models._inference import InferenceDecoder, InferenceEncoder
 from luna_fairseq.modules import (
     CausalLunaAttention,
     Dropout,
@@ -48,7 +45,7 @@ def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
-class LunaEncoder(TransformerEncoderBase):
+class LunaEncoder(InferenceEncoder):
     """fairseq's transformer encoder with Luna layers, which also carry the packed sequence P.
 
     Args:
@@ -184,7 +181,7 @@ def _rows_per_sentence(encoder_out: Dict[str, List[Any]]) -> int:
     return encoder_out["rows_per_sentence"][0] if encoder_out.get("rows_per_sentence") else 1
 
 
-class LunaDecoder(TransformerDecoderBase):
+class LunaDecoder(InferenceDecoder):
     """fairseq's transformer decoder with Luna layers, which go on with the encoder's packed sequence.
 
     Args:
@@ -351,11 +348,6 @@ class LunaDecoder(TransformerDecoderBase):
         for module in self.modules():
             if isinstance(module, LunaAttention | CausalLunaAttention):
                 module.reorder_incremental_state(incremental_state, order, selected)
-
-    def _seen(self, incremental_state: IncrementalState) -> int:
-        """How many target positions earlier calls have decoded."""
-        saved: Any = self.get_incremental_state(incremental_state, "seen")
-        return 0 if saved is None else saved["length"]
 
     def _count(
         self, tokens: Tensor, incremental_state: Optional[IncrementalState], now: int

@@ -105,7 +105,7 @@ class LunaAttention(_LunaAttentionBase):
             if places is None:
                 places = ops.row_places(packed.size(1), heads, context, context_mask, packed_mask)
             bias = ops.PositionBias(self.position_slope, places)
-        query = _split_heads(self.pq_proj(packed), heads)
+        query = _split_heads(ops.linear(self.pq_proj, packed), heads)
         names = ("pc",) if self.tie_kv else ("pk", "pv")
         if fold and (folded := self._to_fold(context, packed.size(1), heads, 2, *names)):
             rate = self.dropout_module.rate
@@ -115,10 +115,10 @@ class LunaAttention(_LunaAttentionBase):
                 query, _split_heads(key_proj(context), heads), context_mask, bias
             )
         if self.tie_kv:
-            key = value = _split_heads(self.pc_proj(context), heads)
+            key = value = _split_heads(ops.linear(self.pc_proj, context), heads)
         else:
-            key = _split_heads(self.pk_proj(context), heads)
-            value = _split_heads(self.pv_proj(context), heads)
+            key = _split_heads(ops.linear(self.pk_proj, context), heads)
+            value = _split_heads(ops.linear(self.pv_proj, context), heads)
         out = ops.attend(query, key, value, context_mask, self.dropout_module.rate, bias)
         return _join_heads(out), partial(ops.attention_weights, query, key, context_mask, bias)
 
@@ -172,15 +172,19 @@ class LunaAttention(_LunaAttentionBase):
             pack_weights = pack() if need_weights else None
             pack = pack if weights_later else None  # it holds keys
             if self.tie_kv:
-                key = value = _split_heads(self.c_proj(packed_out), self.num_heads)
+                key = value = _split_heads(ops.linear(self.c_proj, packed_out), self.num_heads)
             else:
-                key = _split_heads(self.k_proj(packed_out), self.num_heads)
-                value = _split_heads(self.v_proj(packed_out), self.num_heads)
+                key = _split_heads(ops.linear(self.k_proj, packed_out), self.num_heads)
+                value = _split_heads(ops.linear(self.v_proj, packed_out), self.num_heads)
         assert key is not None and value is not None
         batch, length, _ = query.shape
         rows = ops.rows_per_sentence(batch, key.size(0))
         if not saved and incremental_state is not None:
             packed_mask = ops.additive_mask(packed_mask, key.dtype)  # once, and not in every step
+            if key.device.type == "cpu":  # likewise: products copy what is not; a GPU's attention does not
+                tied = key is value
+                key = key.contiguous()
+                value = key if tied else value.contiguous()
             saving = {"key": key, "value": value, "pack_weights": pack_weights, "packed_mask": packed_mask}
             self._save(incremental_state, {**saving, "rows_per_sentence": rows})
         query = query.reshape(key.size(0), rows * length, self.embed_dim)  # all rows of a sentence side by side
@@ -192,13 +196,15 @@ class LunaAttention(_LunaAttentionBase):
             to_q, to_out = folded
             y = ops.folded_unpack(query, to_q, key, value, to_out, packed_mask, self.dropout_module.rate)
         else:
-            q = _split_heads(self.q_proj(query), self.num_heads)
-            y = self.out_proj(_join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate)))
+            q = _split_heads(ops.linear(self.q_proj, query), self.num_heads)
+            y = ops.linear(
+                self.out_proj, _join_heads(ops.attend(q, key, value, packed_mask, self.dropout_module.rate))
+            )
         y = y.view(batch, length, self.embed_dim)
 
         def unpack() -> Tensor:
             return ops.attention_weights(
-                _split_heads(self.q_proj(query), self.num_heads) if folded else q, key, packed_mask
+                _split_heads(ops.linear(self.q_proj, query), self.num_heads) if folded else q, key, packed_mask
             )
 
         if need_weights:
@@ -295,7 +301,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             )
         else:
             assert packed is not None
-            packed_query = _split_heads(self.pq_proj(packed), self.num_heads) * self.head_dim**-0.5
+            packed_query = _split_heads(ops.linear(self.pq_proj, packed), self.num_heads) * self.head_dim**-0.5
             if incremental_state is not None:
                 none = None if steps is None else steps.none()
                 state = carried or ops.CausalState.start(packed_query, query.size(0), self.tie_kv, none)
@@ -304,9 +310,9 @@ class CausalLunaAttention(_LunaAttentionBase):
                 if ops.folding_spares_launches(packed_query, self.embed_dim) and (fold := self._plain("pc")):
                     folded, constant = ops.folded_rows(packed_query, fold[0])
 
-        q = _split_heads(self.q_proj(query), self.num_heads)
+        q = _split_heads(ops.linear(self.q_proj, query), self.num_heads)
         projections = (self.c_proj,) if self.tie_kv else (self.k_proj, self.v_proj)
-        key, *other = (_split_heads(proj(query), self.num_heads) for proj in projections)
+        key, *other = (_split_heads(ops.linear(proj, query), self.num_heads) for proj in projections)
         value = other[0] if other else key
         rows = ops.rows_per_sentence(query.size(0), packed_query.size(0))
         y, state = ops.causal_luna_attention(
@@ -320,12 +326,13 @@ class CausalLunaAttention(_LunaAttentionBase):
             unpack_dropout=self.dropout_module.rate,
             state=state,
             steps=steps,
+            overwrite=saved.get("overwrite", False),
         )
         if state is not None:
             saving = {"packed_query": packed_query, "folded": folded, "constant": constant}
             saving = {**saving, "packed_mask": packed_mask, **state._asdict()}
             self._save(incremental_state, {**saving, "rows_per_sentence": rows})
-        return self.out_proj(_join_heads(y))
+        return ops.linear(self.out_proj, _join_heads(y))
 
     def _pack_weights(
         self, query: Tensor, packed_query: Tensor, folded: Optional[Tensor], constant: Optional[Tensor]
@@ -348,7 +355,7 @@ class CausalLunaAttention(_LunaAttentionBase):
         elif fold := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
             scores = ops.folded_scores(context, packed_query, fold[0])
         else:
-            context = _split_heads(self.pc_proj(context), self.num_heads)
+            context = _split_heads(ops.linear(self.pc_proj, context), self.num_heads)
             weights = ops.causal_pack_weights(context, packed_query, self.activation)
             if rows > 1 or one:
                 weights = weights.unflatten(2, (-1 if one else rows, length)).transpose(1, 2).flatten(0, 1)

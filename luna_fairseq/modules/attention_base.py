@@ -102,10 +102,8 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         """The named projections if nothing but them sees what is projected, or none of them."""
         found: List[ops.Projection] = []
         for name in names:
-            proj = self.get_submodule(f"{name}_proj")
-            # Quantisation noise is a hook; whatever else was put around a projection wants to see x, too.
-            hooks = (proj._forward_hooks, proj._forward_pre_hooks, proj._backward_hooks, proj._backward_pre_hooks)
-            if type(proj) is not nn.Linear or "forward" in vars(proj) or any(hooks):
+            proj: Any = self.get_submodule(f"{name}_proj")
+            if not ops.is_plain(proj):
                 return []
             found.append((proj.weight, proj.bias))
         return found
@@ -128,7 +126,8 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         What depends on the sentence alone stays where it is while rows change within their sentences.
 
         Args:
-            incremental_state: changed in place; its tensors are not.
+            incremental_state: changed in place; its tensors are not, here. In
+                :func:`luna_fairseq.ops.rows_stay_in_sentences` they are given to the next step to be overwritten.
             new_order: ``[B']`` int64, or an order that several modules share.
             selected: what was selected for them, shared likewise.
         """
@@ -138,10 +137,11 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         order = new_order if isinstance(new_order, ops.RowOrder) else ops.row_order(new_order)
         now = dict(saved)
         before = now.pop("rows_per_sentence")
+        now.pop("overwrite", None)
         sums = {name: now.pop(name) for name in ops.CausalState._fields if name in now}
         sentences = next(x.size(0) for x in now.values() if x is not None)
         kept, after = order.sentences(sentences, before)
         now = ops.select_rows(now, kept)
         changes = order.changes(sentences * before, before)
         now.update(ops.select_rows(sums, order.rows if changes else None, selected))
-        self._save(incremental_state, {**now, "rows_per_sentence": after})
+        self._save(incremental_state, {**now, "rows_per_sentence": after, "overwrite": order.within})

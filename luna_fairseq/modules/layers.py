@@ -6,6 +6,7 @@ replace the attention, carry P along, and so need a forward of their own. Tensor
 
 from typing import TYPE_CHECKING, Any, List, Optional, Tuple, Union
 
+import torch.nn.functional as F
 from fairseq.modules import LayerNorm
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
@@ -51,8 +52,10 @@ class _LunaLayerMixin:
         return x if self.normalize_before else norm(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        y = self.activation_fn(self.fc1(self._before(self.final_layer_norm, x)))
-        return self._after(self.final_layer_norm, x, self.fc2(self.activation_dropout_module(y)))
+        y = self._before(self.final_layer_norm, x)
+        relu = self.activation_fn is F.relu
+        y = ops.linear(self.fc1, y, relu) if relu else self.activation_fn(ops.linear(self.fc1, y))
+        return self._after(self.final_layer_norm, x, ops.linear(self.fc2, self.activation_dropout_module(y)))
 
 
 class LunaEncoderLayer(_LunaLayerMixin, TransformerEncoderLayerBase):

@@ -38,6 +38,7 @@ from luna_fairseq.ops.folded import (
     folding_spares_launches,
     scores_of_folded,
 )
+from luna_fairseq.ops.inference import LaidOutWeights, inference_products, is_plain, linear
 from luna_fairseq.ops.position_bias import PositionBias, RowPlaces, add_position_bias, row_places
 from luna_fairseq.ops.products import causal_products
 from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
@@ -45,6 +46,7 @@ from luna_fairseq.ops.softmax import attend, attention_weights, key_mask
 __all__ = [
     "CAUSAL_ACTIVATIONS",
     "CausalState",
+    "LaidOutWeights",
     "PositionBias",
     "Projection",
     "RowOrder",
@@ -65,7 +67,10 @@ __all__ = [
     "folded_unpack",
     "folding_pays",
     "folding_spares_launches",
+    "inference_products",
+    "is_plain",
     "key_mask",
+    "linear",
     "row_order",
     "row_places",
     "rows_per_sentence",

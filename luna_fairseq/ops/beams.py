@@ -19,7 +19,8 @@ def rows_stay_in_sentences() -> Iterator[None]:
     """Orders that are made known in here are those of fairseq's beam search, and nobody needs to look at them.
 
     At first every sentence becomes equally many consecutive rows. From then on rows change within their sentences,
-    and sentences leave with all of their rows.
+    and sentences leave with all of their rows. What was before an order is never gone back to, so that the next
+    step may overwrite what it finds.
     """
     token = _within_sentences.set(True)
     try:

@@ -168,9 +168,13 @@ class CausalState(NamedTuple):
         return cls(key_sum, value_sum, steps)
 
 
-def _add(total: Tensor, pack_weights: Tensor, x: Tensor) -> Tensor:
-    """``total + sum_s a_s x_s^T``; in one pass for one position."""
-    return torch.addcmul(total, pack_weights.mT, x) if x.size(2) == 1 else total + pack_weights.mT @ x
+def _add(total: Tensor, pack_weights: Tensor, x: Tensor, overwrite: bool) -> Tensor:
+    """``total + sum_s a_s x_s^T``; in one pass for one position, and in the place of ``total`` if that is allowed."""
+    if x.size(2) != 1:
+        return total + pack_weights.mT @ x
+    if overwrite and not torch.is_grad_enabled() and total.is_inference() == torch.is_inference_mode_enabled():
+        return total.addcmul_(pack_weights.mT, x)
+    return torch.addcmul(total, pack_weights.mT, x)
 
 
 def _continued_products(
@@ -231,6 +235,7 @@ def causal_luna_attention(
     unpack_dropout: float = 0.0,
     state: Optional[CausalState] = None,
     steps: Optional[Steps] = None,
+    overwrite: bool = False,
 ) -> Tuple[Tensor, Optional[CausalState]]:
     """Causal Luna attention over positions that follow those of ``state``.
 
@@ -255,6 +260,7 @@ def causal_luna_attention(
         state: what earlier positions left (:meth:`CausalState.start` before the first), or None if no
             positions will follow.
         steps: the positions, counted for several layers; of the same ``padding_mask``. Counted here if it is None.
+        overwrite: the sums of ``state`` are read by nobody else, and may become those of the result.
 
     Returns:
         ``[B, H, N, K]`` in the dtype of ``value``, and the state after the last position, or None if none
@@ -288,12 +294,12 @@ def causal_luna_attention(
             return both_sums(query, key, value, pack_weights, mean, packed_mask, unpack_dropout), None
         query, key, pack_weights = (t.to(wide) for t in (query, key, pack_weights))
         value = key if tie_kv else value.to(wide)
-        key_sum = _add(state.key_sum, pack_weights, key)
+        key_sum = _add(state.key_sum, pack_weights, key, overwrite)
         scale = steps.scale(counted, head_dim).to(wide)
         scores = _continued_scores(query, key, pack_weights, scale, packed_mask, state.key_sum.mT, key_sum.mT)
         unpack_weights = torch.softmax(scores, dim=-1)
         if unpack_dropout > 0.0:
             unpack_weights = F.dropout(unpack_weights, unpack_dropout)
-        value_sum = key_sum if tie_kv else _add(state.value_sum, pack_weights, value)
+        value_sum = key_sum if tie_kv else _add(state.value_sum, pack_weights, value, overwrite)
         out = _continued_products(unpack_weights, pack_weights, value, mean, state.value_sum, value_sum)
         return out.to(out_dtype), CausalState(key_sum, value_sum, counted.last)

@@ -12,6 +12,9 @@ from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.position_bias import PositionBias, add_position_bias, position_bias_tensor
 from luna_fairseq.ops.tracing import being_traced
 
+# On a CPU torch's attention is made for blocks of queries: 1 takes it 2.4 times as long as two products, 5 1.3 times.
+_FEW_QUERIES = 8
+
 
 def full_precision_on_cpu(x: Tensor) -> bool:
     """Whether what is computed from ``x`` is in float32 or float64, and on a CPU."""
@@ -35,6 +38,19 @@ def key_mask(padding_mask: Optional[Tensor]) -> Optional[Tensor]:
         return None
     empty = padding_mask.all(dim=1, keepdim=True)
     return (~padding_mask | empty)[:, None, None, :]
+
+
+def _is_a_step(query: Tensor) -> bool:
+    """Whether so few queries attend, without a gradient, that torch's kernel takes longer than two products."""
+    few = query.size(2) <= _FEW_QUERIES and not torch.is_grad_enabled()
+    return few and full_precision_on_cpu(query) and not being_traced()
+
+
+def _attend_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor]) -> Tensor:
+    scores = (query * query.size(-1) ** -0.5) @ key.mT
+    if mask is not None:
+        scores = scores.add_(mask) if mask.is_floating_point() else scores.masked_fill_(~mask, float("-inf"))
+    return torch.softmax(scores, dim=-1) @ value
 
 
 def attend(
@@ -61,6 +77,8 @@ def attend(
         ``[B, H, N, K]``.
     """
     if bias is None:
+        if _is_a_step(query) and dropout_p == 0.0:
+            return _attend_in_products(query, key, value, mask)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
     if not full_precision_on_cpu(query):  # a score would be rounded before its softmax
         added = position_bias_tensor(bias, query.dtype)

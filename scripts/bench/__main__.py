@@ -67,6 +67,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--dtype", choices=DTYPES, help="of a layer; of a model, by autocast (--full: bfloat16)")
     parser.add_argument("--lengths", type=int, nargs="+", help="of one layer's input")
+    parser.add_argument("--output-lengths", type=int, nargs="+", help="of what is generated")
     parser.add_argument(
         "--output", type=Path, default=Path("bench-out"), help="a folder; finished parts are kept there"
     )
@@ -86,8 +87,9 @@ def main() -> int:
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     args.dtype = args.dtype or ("bfloat16" if args.full else "float32")
     sizes = dict(SIZES["smoke" if args.smoke else "full" if args.full else ""])
-    if args.lengths:
-        sizes["lengths"] = tuple(args.lengths)
+    for name in ("lengths", "output_lengths"):
+        if getattr(args, name):
+            sizes[name] = tuple(getattr(args, name))
     for name, value in sizes.items():
         setattr(args, name, value)
     torch.set_num_threads(args.threads)

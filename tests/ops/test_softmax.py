@@ -3,6 +3,7 @@
 import itertools
 from typing import Tuple
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,3 +48,15 @@ def test_a_row_of_padding_is_opened_and_no_other() -> None:
     assert mask is not None and mask.shape == (3, 1, 1, 3)
     assert mask[:, 0, 0].tolist() == [[True, True, True], [False, True, False], [True, True, True]]
     assert ops.key_mask(None) is None
+
+
+@pytest.mark.parametrize("queries", [1, 5, 9])
+def test_few_queries_without_a_gradient_attend_alike(queries: int) -> None:
+    """By products or by torch's kernel, with a mask in either form."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, queries, 4), torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4)
+    own = ops.key_mask(torch.arange(6) >= torch.tensor([[6], [4]]))
+    for mask in (None, own, ops.additive_mask(own, query.dtype)):
+        want = ops.attend(query, key, value, mask)
+        with torch.no_grad():
+            assert_close(ops.attend(query, key, value, mask), want, "output")

@@ -121,21 +121,26 @@ def test_bfloat16_errs_hardly_more_than_its_rounding(tied: bool) -> None:
     assert "bmm" in {k.name for k in counts.kernels if k.dtype == torch.bfloat16}
 
 
-# Counted with torch's own operations, without the Triton kernels, which need a real GPU.
-@pytest.mark.parametrize(
-    ("kind", "length", "launches", "gigabytes"),
-    [
-        ("causal Luna", 4096, 109, 2.45),
-        ("causal Luna", 65536, 120, 9.8),
-        ("Luna", 4096, 31, 0.70),
-        ("Luna", 65536, 31, 2.8),
-    ],
-)
+# Kind, length, launches, gigabytes; counted with torch's own operations, without the Triton kernels, which need a
+# real GPU. In one process: torch imports its compiler to compute shapes alone.
+COSTS = [
+    ("causal Luna", 4096, 109, 2.45),
+    ("causal Luna", 65536, 120, 9.8),
+    ("Luna", 4096, 35, 0.71),
+    ("Luna", 65536, 39, 2.8),
+]
+
+
 @apart
-def test_a_layer_costs_no_more(kind: str, length: int, launches: int, gigabytes: float) -> None:
-    """d = 512, l = 16, bfloat16, 16,384 tokens or one text, forward and backward with the projections."""
-    found = gpu_counts.layer(kind, 512, 16, length)
-    assert found["launches"] <= launches and found["gigabytes"] <= gigabytes, found
+def test_a_layer_costs_no_more() -> None:
+    """d = 512, l = 16, bfloat16, 16,384 tokens or one text, forward and backward with the projections.
+
+    Of one long text, too, every kernel of softmax attention has more programs than a GPU has multiprocessors.
+    """
+    for kind, length, launches, gigabytes in COSTS:
+        found = gpu_counts.layer(kind, 512, 16, length)
+        assert found["launches"] <= launches and found["gigabytes"] <= gigabytes, (kind, length, found)
+        assert length < 65536 or (found["fewest programs"] or 256) >= 256, found
 
 
 @pytest.mark.parametrize(

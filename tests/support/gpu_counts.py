@@ -23,6 +23,7 @@ BANDWIDTH = 0.8 * 3.35e12  # bytes a second
 LAUNCH = 5e-6  # seconds
 # Operations a second: tensor cores on bfloat16, float32 without them, and what FlashAttention 2 is known to reach.
 BFLOAT16, FLOAT32, FLASH = 0.7 * 989e12, 0.7 * 67e12, 0.35 * 989e12
+MULTIPROCESSORS = 132
 
 # d, l, N: the rows of the table. A batch has 16,384 tokens, or one sentence.
 ROWS = [(512, 16, 256), (512, 16, 4096), (512, 16, 16384), (512, 32, 4096)]
@@ -35,8 +36,11 @@ def seconds(kernels: List[pretended.Kernel]) -> float:
     """How long an H100 is expected to take."""
     total = 0.0
     for kernel in kernels:
-        rate = FLASH if "attention" in kernel.name else FLOAT32 if kernel.dtype == torch.float32 else BFLOAT16
-        total += max(LAUNCH, kernel.moved / BANDWIDTH, kernel.operations / rate)
+        rate, operations = FLOAT32 if kernel.dtype == torch.float32 else BFLOAT16, float(kernel.operations)
+        if kernel.programs:  # each is on one multiprocessor
+            rate = FLASH * min(1.0, kernel.programs / MULTIPROCESSORS)
+            operations *= kernel.padding
+        total += max(LAUNCH, kernel.moved / BANDWIDTH, operations / rate)
     return total
 
 
@@ -57,6 +61,7 @@ def layer(kind: str, dim: int, rows: int, length: int) -> Dict[str, Any]:
         out.backward(torch.empty_like(out))
         return {
             "launches": len(counts.kernels),
+            "fewest programs": min((k.programs for k in counts.kernels if k.programs), default=None),
             "gigabytes": counts.moved / 1e9,
             "gigaoperations": counts.operations / 1e9,
             "milliseconds": 1e3 * seconds(counts.kernels),

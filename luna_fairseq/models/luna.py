@@ -5,11 +5,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.distributed import fsdp_wrap
-from fairseq.models.transformer import (
-    TransformerDecoderBase,
-    TransformerEncoderBase,
-    TransformerModelBase,
-)
+from fairseq.models.transformer import TransformerEncoderBase, TransformerModelBase
 from fairseq.modules import LayerNorm
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
@@ -25,6 +21,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
+from luna_fairseq.models._decoding_graph import GraphedSteps
 from luna_fairseq.modules import (
     CausalLunaAttention,
     Dropout,
@@ -184,7 +181,7 @@ def _rows_per_sentence(encoder_out: Dict[str, List[Any]]) -> int:
     return encoder_out["rows_per_sentence"][0] if encoder_out.get("rows_per_sentence") else 1
 
 
-class LunaDecoder(TransformerDecoderBase):
+class LunaDecoder(GraphedSteps):
     """fairseq's transformer decoder with Luna layers, which go on with the encoder's packed sequence.
 
     Args:
@@ -221,11 +218,12 @@ class LunaDecoder(TransformerDecoderBase):
         """Called by fairseq before generation: steps compute the attention, M numbers a head, only to be printed."""
         self.need_attn = need_attn
 
-    def _embed(self, tokens: Tensor, new: int, start: Optional[Tensor] = None) -> Tensor:
+    def _embed(self, tokens: Tensor, new: int, start: Optional[Tensor] = None, in_table: bool = False) -> Tensor:
         """The last ``new`` of ``tokens`` as input of the first layer, ``[B, new, D]``.
 
         Positions are counted from all tokens, so left padding and several new tokens are right too. Where ``tokens``
-        are not all, ``start``, ``[B]`` int64, says how many real ones of each row were before.
+        are not all, ``start``, ``[B]`` int64, says how many real ones of each row were before; ``in_table`` if the
+        table of positions is known to have them.
         """
         x = self.embed_scale * self.word_dropout(self.embed_tokens(tokens[:, -new:].contiguous()))
         if self.quant_noise is not None:
@@ -233,16 +231,16 @@ class LunaDecoder(TransformerDecoderBase):
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
         if self.embed_positions is not None:
-            x = x + self._positions(tokens, new, start)
+            x = x + self._positions(tokens, new, start, in_table)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
 
-    def _positions(self, tokens: Tensor, new: int, start: Optional[Tensor]) -> Tensor:
+    def _positions(self, tokens: Tensor, new: int, start: Optional[Tensor], in_table: bool) -> Tensor:
         """The position embeddings of the last ``new`` tokens, without making those of the others."""
         embed = self.embed_positions
         if start is not None:
-            return positions_from(embed, tokens[:, -new:], start, self.padding_idx)
+            return positions_from(embed, tokens[:, -new:], start, self.padding_idx, in_table)
         if new == tokens.size(1):
             return embed(tokens)
         real = tokens.ne(self.padding_idx)  # fairseq's make_positions, in half as many passes

@@ -116,8 +116,10 @@ def _compute(decoder: Any, tokens: Tensor, saved: Saved) -> Tuple[Tensor, Saved]
 
 
 def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:
-    """The second of each into the first, in few launches."""
-    torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+    """The second of each into the first, in a launch for each type."""
+    for dtype in {target.dtype for target, _ in pairs}:
+        own = [pair for pair in pairs if pair[0].dtype == dtype]
+        torch._foreach_copy_([target for target, _ in own], [source for _, source in own])
 
 
 class _Graph:

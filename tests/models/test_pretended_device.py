@@ -153,3 +153,12 @@ def test_a_decoding_step_costs_no_more(arch: str, launches: int, order: int, wai
     found = gpu_counts.decoding(arch)
     assert found["step"] <= launches and found["order"] <= order, found
     assert found["step waits"] == 0 and found["order waits"] <= waits, found
+
+
+@pytest.mark.long
+@apart
+def test_a_decoding_step_as_a_graph_is_few_launches() -> None:
+    """What changed is copied to where the graph reads it, a launch for each type; nothing in it waits."""
+    for arch in ("luna_base_tied", "luna_base_untied"):
+        found = gpu_counts.decoding(arch, graph=True)
+        assert found["step"] <= 6 and found["step waits"] == 0, found

@@ -5,24 +5,29 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Dict, List
 
 import torch
 
 
 @contextmanager
-def kernels(mode: str) -> Iterator[None]:
-    """``LUNA_KERNELS`` is this meanwhile: see :mod:`luna_fairseq.ops.fused`."""
-    before = os.environ.get("LUNA_KERNELS")
-    os.environ["LUNA_KERNELS"] = mode
+def environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment has this value meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ["LUNA_KERNELS"]
+            del os.environ[name]
         else:
-            os.environ["LUNA_KERNELS"] = before
+            os.environ[name] = before
+
+
+def kernels(mode: str) -> AbstractContextManager[None]:
+    """``LUNA_KERNELS`` is this meanwhile: see :mod:`luna_fairseq.ops.proving`."""
+    return environment("LUNA_KERNELS", mode)
 
 
 def synchronize(device: torch.device) -> None:

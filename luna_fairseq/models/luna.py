@@ -21,6 +21,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
+from luna_fairseq.models._decoding_graph import GraphedSteps
 from luna_fairseq.models._inference import InferenceDecoder, InferenceEncoder
 from luna_fairseq.modules import (
     CausalLunaAttention,
@@ -181,7 +182,7 @@ def _rows_per_sentence(encoder_out: Dict[str, List[Any]]) -> int:
     return encoder_out["rows_per_sentence"][0] if encoder_out.get("rows_per_sentence") else 1
 
 
-class LunaDecoder(InferenceDecoder):
+class LunaDecoder(GraphedSteps, InferenceDecoder):
     """fairseq's transformer decoder with Luna layers, which go on with the encoder's packed sequence.
 
     Args:
@@ -218,11 +219,12 @@ class LunaDecoder(InferenceDecoder):
         """Called by fairseq before generation: steps compute the attention, M numbers a head, only to be printed."""
         self.need_attn = need_attn
 
-    def _embed(self, tokens: Tensor, new: int, start: Optional[Tensor] = None) -> Tensor:
+    def _embed(self, tokens: Tensor, new: int, start: Optional[Tensor] = None, in_table: bool = False) -> Tensor:
         """The last ``new`` of ``tokens`` as input of the first layer, ``[B, new, D]``.
 
         Positions are counted from all tokens, so left padding and several new tokens are right too. Where ``tokens``
-        are not all, ``start``, ``[B]`` int64, says how many real ones of each row were before.
+        are not all, ``start``, ``[B]`` int64, says how many real ones of each row were before; ``in_table`` if the
+        table of positions is known to have them.
         """
         x = self.embed_scale * self.word_dropout(self.embed_tokens(tokens[:, -new:].contiguous()))
         if self.quant_noise is not None:
@@ -230,16 +232,16 @@ class LunaDecoder(InferenceDecoder):
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
         if self.embed_positions is not None:
-            x = x + self._positions(tokens, new, start)
+            x = x + self._positions(tokens, new, start, in_table)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
 
-    def _positions(self, tokens: Tensor, new: int, start: Optional[Tensor]) -> Tensor:
+    def _positions(self, tokens: Tensor, new: int, start: Optional[Tensor], in_table: bool) -> Tensor:
         """The position embeddings of the last ``new`` tokens, without making those of the others."""
         embed = self.embed_positions
         if start is not None:
-            return positions_from(embed, tokens[:, -new:], start, self.padding_idx)
+            return positions_from(embed, tokens[:, -new:], start, self.padding_idx, in_table)
         if new == tokens.size(1):
             return embed(tokens)
         real = tokens.ne(self.padding_idx)  # fairseq's make_positions, in half as many passes

@@ -310,16 +310,20 @@ class CausalLunaAttention(_LunaAttentionBase):
                 if ops.folding_spares_launches(packed_query, self.embed_dim) and (fold := self._plain("pc")):
                     folded, constant = ops.folded_rows(packed_query, fold[0])
 
-        q = _split_heads(ops.linear(self.q_proj, query), self.num_heads)
-        projections = (self.c_proj,) if self.tie_kv else (self.k_proj, self.v_proj)
-        key, *other = (_split_heads(ops.linear(proj, query), self.num_heads) for proj in projections)
+        names = ("q", "c") if self.tie_kv else ("q", "k", "v")
+        context: Optional[Tensor] = None
+        if incremental_state is None and (joined := self._joined(query, *names, "pc")):
+            *projected, context = joined
+        else:
+            projected = [ops.linear(self.get_submodule(f"{name}_proj"), query) for name in names]
+        q, key, *other = (_split_heads(x, self.num_heads) for x in projected)
         value = other[0] if other else key
         rows = ops.rows_per_sentence(query.size(0), packed_query.size(0))
         y, state = ops.causal_luna_attention(
             q,
             key,
             value,
-            self._pack_weights(query, packed_query, folded, constant),
+            self._pack_weights(query, packed_query, folded, constant, context),
             packed_mask=packed_mask if state is not None or rows == 1 else _for_rows(packed_mask, rows),
             padding_mask=padding_mask,
             pack_dropout=self.dropout_module.rate,
@@ -335,7 +339,12 @@ class CausalLunaAttention(_LunaAttentionBase):
         return ops.linear(self.out_proj, _join_heads(y))
 
     def _pack_weights(
-        self, query: Tensor, packed_query: Tensor, folded: Optional[Tensor], constant: Optional[Tensor]
+        self,
+        query: Tensor,
+        packed_query: Tensor,
+        folded: Optional[Tensor],
+        constant: Optional[Tensor],
+        projected: Optional[Tensor],
     ) -> Tensor:
         """The positive weights of every position, ``[B, H, N, L]``.
 
@@ -344,18 +353,22 @@ class CausalLunaAttention(_LunaAttentionBase):
             packed_query: the queries of P, ``[S, H, L, K]``.
             folded, constant: the same with the projection of the positions folded in, from
                 :func:`luna_fairseq.ops.folded_rows`; or None.
+            projected: the projection of ``query`` for them, ``[B, N, D]``, if it is there already.
         """
         length, sentences = query.size(1), packed_query.size(0)
         rows = ops.rows_per_sentence(query.size(0), sentences)
         # All rows of a sentence side by side. One P may be that of any batch, whatever one the model is traced with.
         one = sentences == 1 and query.numel() > 0
-        context = query.reshape(sentences, -1 if one else rows * length, self.embed_dim)
+        context = query if projected is None else projected
+        context = context.reshape(sentences, -1 if one else rows * length, self.embed_dim)
         if folded is not None:
             scores = ops.scores_of_folded(context, folded, constant)
-        elif fold := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc"):
+        elif projected is None and (fold := self._to_fold(context, packed_query.size(2), self.num_heads, 1, "pc")):
             scores = ops.folded_scores(context, packed_query, fold[0])
         else:
-            context = _split_heads(ops.linear(self.pc_proj, context), self.num_heads)
+            context = _split_heads(
+                ops.linear(self.pc_proj, context) if projected is None else context, self.num_heads
+            )
             weights = ops.causal_pack_weights(context, packed_query, self.activation)
             if rows > 1 or one:
                 weights = weights.unflatten(2, (-1 if one else rows, length)).transpose(1, 2).flatten(0, 1)

@@ -3,12 +3,14 @@
 import math
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Union
 
+import torch
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from luna_fairseq import ops
 from luna_fairseq.modules.dropout import Dropout
+from luna_fairseq.ops.tracing import being_traced
 
 # Also whole numbers are kept there, as such: a tensor would have to be looked at.
 IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
@@ -107,6 +109,17 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
                 return []
             found.append((proj.weight, proj.bias))
         return found
+
+    def _joined(self, x: Tensor, *names: str) -> List[Tensor]:
+        """``x`` through the named projections by one product, which reads it once; nothing where that does not pay.
+
+        On a CPU it does not: the weights are copied, and backward the gradients.
+        """
+        if x.device.type == "cpu" or being_traced() or not (found := self._plain(*names)):
+            return []
+        weights, biases = zip(*found, strict=True)
+        bias = None if biases[0] is None else torch.cat(biases)
+        return list(nn.functional.linear(x, torch.cat(weights), bias).chunk(len(names), dim=-1))
 
     def _saved(self, incremental_state: Optional[IncrementalState]) -> Dict[str, Any]:
         # Called on the class: nn.Module's typing takes any attribute of a module for a tensor.

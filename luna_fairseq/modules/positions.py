@@ -27,7 +27,7 @@ def sinusoids(index: Tensor, embed_dim: int) -> Tensor:
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, embed_dim % 2))
 
 
-def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int) -> Tensor:
+def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int, in_table: bool = False) -> Tensor:
     """The position embeddings of tokens that follow others.
 
     Args:
@@ -35,6 +35,7 @@ def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int) 
         tokens: ``[B, N]`` int64, the new ones.
         start: ``[B]`` int64, how many real tokens each row has had before.
         padding_idx: of the dictionary; padding has no position.
+        in_table: the table has them all, which nobody has to look for.
 
     Returns:
         ``[B, N, D]``.
@@ -45,6 +46,8 @@ def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int) 
     index = make_positions(tokens, padding_idx)
     real = index.ne(padding_idx)
     index = torch.where(real, index + start.unsqueeze(1), index)
+    if in_table:
+        return nn.functional.embedding(index, embed.weight if isinstance(embed, nn.Embedding) else embed.weights)
     if isinstance(embed, nn.Embedding):
         last = -1 if making_a_graph() else int(index.max()) - padding_idx
         if last > embed.num_embeddings - padding_idx - 1:

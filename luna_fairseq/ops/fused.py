@@ -1,6 +1,6 @@
 """Whether the Triton kernels compute a call, or the torch form: nothing unproven is trusted.
 
-``LUNA_KERNELS`` decides:
+``LUNA_KERNELS`` (:mod:`luna_fairseq.ops.proving`) decides:
 
     auto    (the default) the kernels, on an NVIDIA GPU from Ampere on, where triton is installed, and where the
             first use of a configuration has shown that they agree with the torch form; else the torch form
@@ -14,34 +14,17 @@ Needs torch alone: triton is imported when a kernel is about to be used.
 import importlib
 import os
 import threading
-import warnings
 from functools import cache
 from types import ModuleType
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional
 
 import torch
 from torch import Tensor
 
-MODES = ("auto", "triton", "torch")
-# The largest error that rounding explains, with a margin, of an output or gradient, in shares of its norm.
-TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-4}
+from luna_fairseq.ops.proving import Proofs, found_wrong, mode, off
 
-_Configuration = Tuple[torch.device, torch.dtype, int, int]
-_proven: Dict[_Configuration, Optional[str]] = {}  # None, or what is wrong
+_proofs = Proofs("the Triton kernels of causal Luna attention")
 _here = threading.local()  # .checking: the torch form is wanted, as the kernels are compared with it
-_lock = threading.RLock()
-
-
-def mode() -> str:
-    """What ``LUNA_KERNELS`` says.
-
-    Raises:
-        ValueError: if it is none of ``MODES``.
-    """
-    value = os.environ.get("LUNA_KERNELS", "auto")
-    if value not in MODES:
-        raise ValueError(f"LUNA_KERNELS is {value!r}: set it to {', '.join(MODES[:-1])} or {MODES[-1]}")
-    return value
 
 
 @cache
@@ -84,7 +67,8 @@ def kernels(query: Tensor, key: Tensor, value: Tensor, rows: int) -> Optional[Mo
     if not launch.fits(query, key, value, rows):
         return None
     if not _interpreted():
-        wrong = _wrong(launch, query, rows)
+        configuration = (query.dtype, rows, query.size(-1))
+        wrong = _proofs.wrong(query.device, configuration, lambda: compare(launch, query.device, *configuration))
         if wrong is not None:
             if wanted == "triton":
                 raise RuntimeError(f"LUNA_KERNELS is triton, whose kernels fail here ({wrong}): set it to torch")
@@ -95,24 +79,6 @@ def kernels(query: Tensor, key: Tensor, value: Tensor, rows: int) -> Optional[Mo
 @cache
 def _new_enough(device: torch.device) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _wrong(launch: ModuleType, query: Tensor, rows: int) -> Optional[str]:
-    """What is wrong with the kernels for inputs like these; found out once."""
-    configuration = (query.device, query.dtype, rows, query.size(-1))
-    with _lock:
-        if configuration not in _proven:
-            if query.is_cuda and torch.cuda.is_current_stream_capturing():
-                return "not proven before a CUDA graph was captured"  # nothing else may run now
-            _proven[configuration] = wrong = compare(launch, *configuration)
-            if wrong is not None and mode() == "auto" and not getattr(_wrong, "warned", False):
-                _wrong.warned = True  # type: ignore[attr-defined]
-                warnings.warn(
-                    f"the Triton kernels of causal Luna attention are not used on {query.device}: {wrong}; please "
-                    "tell us what luna-fairseq doctor prints (LUNA_KERNELS=torch leaves them out without a warning)",
-                    stacklevel=2,
-                )
-        return _proven[configuration]
 
 
 def compare(launch: ModuleType, device: torch.device, dtype: torch.dtype, rows: int, head_dim: int) -> Optional[str]:
@@ -129,21 +95,24 @@ def compare(launch: ModuleType, device: torch.device, dtype: torch.dtype, rows: 
     """
     _here.checking = True
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            for tied in (True, False):
-                wrong = _difference(launch, device, dtype, rows, head_dim, tied)
-                if wrong is not None:
-                    return wrong
-    except Exception as error:  # whatever a compiler may raise
-        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return found_wrong(lambda: _differences(launch, device, dtype, rows, head_dim))
     finally:
         _here.checking = False
+
+
+def _differences(
+    launch: ModuleType, device: torch.device, dtype: torch.dtype, rows: int, head_dim: int
+) -> Optional[str]:
+    for tied in (True, False):
+        wrong = _difference(launch, device, dtype, rows, head_dim, tied)
+        if wrong is not None:
+            return f"{dtype}, l = {rows}, heads of {head_dim}: off by {wrong:.1g}"
     return None
 
 
 def _difference(
     launch: ModuleType, device: torch.device, dtype: torch.dtype, rows: int, head_dim: int, tied: bool
-) -> Optional[str]:
+) -> Optional[float]:
     from luna_fairseq.ops import causal
 
     heads, length = 2, 2 * launch.config(dtype).chunk + 5
@@ -163,8 +132,4 @@ def _difference(
         out, _ = form.causal_luna_attention(query, key, key if tied else value, weights, **options)
         grads = torch.autograd.grad(out, inputs, slope.to(kind), allow_unused=True)
         results.append([out, *(grad for grad in grads if grad is not None)])
-    for got, want in zip(*results, strict=True):
-        error = ((got.float() - want).norm() / want.norm()).item()
-        if not error <= TOLERANCE[dtype]:  # NaN, too
-            return f"{dtype}, l = {rows}, heads of {head_dim}: off by {error:.1g}"
-    return None
+    return off(*results)

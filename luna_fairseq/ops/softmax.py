@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luna_fairseq.ops import parts
 from luna_fairseq.ops.biased import biased_attention
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.position_bias import PositionBias, add_position_bias, position_bias_tensor
@@ -79,17 +80,26 @@ def attend(
     if bias is None:
         if _is_a_step(query) and dropout_p == 0.0:
             return _attend_in_products(query, key, value, mask)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+        return _fused(query, key, value, mask, dropout_p)
     if not full_precision_on_cpu(query):  # a score would be rounded before its softmax
         added = position_bias_tensor(bias, query.dtype)
         added = added if mask is None else added.masked_fill(~mask, float("-inf"))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout_p)
+        return _fused(query, key, value, added, dropout_p)
     if dropout_p == 0.0 and not being_traced():  # its blocks would be those of one length, and of one batch
         return biased_attention(query, key, value, mask, bias)
     scores = add_position_bias((query * query.size(-1) ** -0.5) @ key.mT, bias)
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
     return add_dropout(None, torch.softmax(scores, dim=-1), dropout_p) @ value
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor], dropout_p: float) -> Tensor:
+    """PyTorch's fastest kernel; on a GPU in parts, where long sentences are few."""
+    if dropout_p == 0.0 and (cut := parts.cut(query, key, value, mask)):
+        return parts.attention_in_parts(query, key, value, mask, cut)
+    if (mask is None or mask.size(2) == 1) and (number := parts.number_of_parts(query, key, value)) > 1:
+        return parts.attention_of_parts(query, key, value, mask, dropout_p, number)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
 
 
 def attention_weights(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from luna_fairseq.doctor import attention, machine, training
 from luna_fairseq.doctor.verdicts import FAILED, Finding, NotTried, attempt
-from luna_fairseq.ops import fused
+from luna_fairseq.ops import fused, parts, proving
 from scripts.bench.checks import Mismatch
 from scripts.bench.sizes import TRANSLATION
 from scripts.bench.whole_models import build_model, random_tokens
@@ -40,6 +40,21 @@ def check_kernels(dtype: torch.dtype, rows: int, head_dim: int, device: torch.de
     if wrong is not None:
         raise Mismatch(wrong)
     return Finding("output and every gradient agree with the torch form")
+
+
+def check_parts(dtype: torch.dtype, device: torch.device) -> Finding:
+    """Softmax attention in parts against the formula, as the first use of a type does.
+
+    Raises:
+        NotTried: without a GPU that it is for.
+        Mismatch: if they disagree.
+    """
+    if device.type not in parts.DEVICES:
+        raise NotTried("no GPU of NVIDIA's")
+    wrong = parts.compare(torch.device("cuda", torch.cuda.current_device()), dtype, 64)
+    if wrong is not None:
+        raise Mismatch(wrong)
+    return Finding("output and every gradient agree with the formula")
 
 
 def check_model(arch: str, args: argparse.Namespace) -> Finding:
@@ -80,6 +95,8 @@ def checks(args: argparse.Namespace, folder: Path) -> Iterator[Tuple[str, Callab
     ):
         name = str(dtype).removeprefix("torch.")
         yield f"kernels, {name}, l = {rows}, heads of {dim}", partial(check_kernels, dtype, rows, dim, args.device)
+    for dtype in proving.TOLERANCE:
+        yield f"attention in parts, {str(dtype).removeprefix('torch.')}", partial(check_parts, dtype, args.device)
     for arch in TRANSLATION[1:]:
         yield f"{arch}, float32", partial(check_model, arch, args)
     if not args.smoke:

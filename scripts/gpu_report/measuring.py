@@ -4,7 +4,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import torch
 from torch.autograd import DeviceType
@@ -21,6 +21,11 @@ def modes(device: torch.device, name: str) -> Dict[str, str]:
     if device.type == "cuda" and "luna" in name.lower():
         return {"torch": f"{name}, no kernels", "auto": f"{name}, kernels"}
     return {"auto": name}
+
+
+def steps_of(device: torch.device, arch: str) -> List[str]:
+    """How a model's decoding is measured: values of LUNA_GRAPH."""
+    return ["0", "1"] if device.type == "cuda" and arch.startswith("luna") else ["0"]
 
 
 def in_mode(step: Step, number: int, mode: str) -> Step:

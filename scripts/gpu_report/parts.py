@@ -8,7 +8,7 @@ from typing import Any, Dict
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from luna_fairseq.measuring import kernels, peak_allocated
+from luna_fairseq.measuring import environment, kernels, peak_allocated
 from scripts.bench import length as efficiency
 from scripts.bench.attention import layer_step
 from scripts.bench.generation import generation_step, sentences
@@ -16,7 +16,7 @@ from scripts.bench.sizes import TRANSLATION
 from scripts.bench.training import examples, training_step
 from scripts.gpu_report import correctness
 from scripts.gpu_report.findings import Findings
-from scripts.gpu_report.measuring import Step, in_mode, launched, modes, repeats, times
+from scripts.gpu_report.measuring import Step, in_mode, launched, modes, repeats, steps_of, times
 
 KINDS = ("causal Luna", "causal softmax", "Luna", "softmax")
 
@@ -90,13 +90,17 @@ def measure_training(args: argparse.Namespace, findings: Findings) -> None:
 def measure_decoding(args: argparse.Namespace, findings: Findings) -> None:
     """Beam search to a length that is given, bfloat16 by autocast."""
     for length in args.output_lengths:
-        for arch in TRANSLATION:
+        for arch, graph in ((each, way) for each in TRANSLATION for way in steps_of(args.device, each)):
             make = partial(generation_step, arch, length, args.beam)
             words = sentences(length, args) * length
-            findings.add(
-                f"{arch}, {length} words, beam {args.beam}",
-                lambda: {"length": length, **_model(arch, "auto", make, words, args, args.decoding_rounds)},  # noqa: B023
-            )
+
+            def one() -> Dict[str, Any]:
+                with environment("LUNA_GRAPH", graph):  # noqa: B023
+                    found = _model(arch, "auto", make, words, args, args.decoding_rounds)  # noqa: B023
+                return {"length": length, **found, "arch": f"{arch}, graphs" if int(graph) else arch}  # noqa: B023
+
+            name = f"{arch}, steps as CUDA graphs" if int(graph) else arch
+            findings.add(f"{name}, {length} words, beam {args.beam}", one)
 
 
 def measure_lra(args: argparse.Namespace, findings: Findings) -> None:

@@ -9,14 +9,14 @@ from torch import Tensor
 from luna_fairseq import ops
 from luna_fairseq.doctor.attention import check_attention
 from luna_fairseq.modules import CausalLunaAttention, LunaAttention
-from luna_fairseq.ops import fused
+from luna_fairseq.ops import parts, proving
 from luna_fairseq.ops.naive import naive_causal_luna
 from support.devices import EACH, SLOW_ON_CPU, gradients, to
 from support.tensors import leaves, padding_mask
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Of the norm of an output or a gradient.
-TOLERANCE = {torch.float64: 1e-9, **fused.TOLERANCE}
+TOLERANCE = {torch.float64: 1e-9, **proving.TOLERANCE}
 
 
 def off(got: Tensor, want: Tensor) -> float:
@@ -114,3 +114,27 @@ def test_layers_are_those_of_the_cpu_in_float64(device: str, kind: str, dtype: t
     for name, grad in wanted.items():
         error = (found[name].double() - grad).norm().item()
         assert error <= TOLERANCE[dtype] * (grad.norm().item() + 0.1 * largest), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", list(proving.TOLERANCE), ids=str)
+def test_attention_in_parts_is_the_formula(dtype: torch.dtype) -> None:
+    """As the first use of a type looks at it; then a long document, whose pack and unpack steps are cut."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert parts.compare(device, dtype, 64) is None
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, size, 8, 64) for size in (16, 20011, 20011)]
+    drawn = [to("cuda", torch.randn(s, generator=generator).transpose(1, 2).to(dtype)) for s in shapes]
+    mask = torch.arange(20011, device=device).view(1, 1, 1, -1) < 15000
+    for query, key, value, m in ((*drawn, mask), (drawn[1], drawn[0], drawn[0], None)):
+        inputs = [x.detach().requires_grad_() for x in (query, key, value)]
+        cut = parts.cut(*inputs, m), parts.number_of_parts(*inputs)
+        assert cut[0] is not None or cut[1] > 1
+        out = ops.attend(*inputs, m)
+        found = [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
+        wide = [x.detach().double().requires_grad_() for x in inputs]
+        scores = wide[0] @ wide[1].mT / 8
+        scores = scores if m is None else scores.masked_fill(~m, float("-inf"))
+        out = torch.softmax(scores, dim=-1) @ wide[2]
+        want = [out, *torch.autograd.grad(out.square().sum(), wide)]
+        assert all(off(x, y.cpu()) <= 2 * proving.TOLERANCE[dtype] for x, y in zip(found, want, strict=True))

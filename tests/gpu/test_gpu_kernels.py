@@ -9,7 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed (pip install luna-fairseq[kernels])")
 
 from luna_fairseq import ops
-from luna_fairseq.ops import fused
+from luna_fairseq.ops import fused, proving
 from support.devices import SLOW_ON_CPU, to
 from support.tensors import leaves, padding_mask
 
@@ -60,7 +60,7 @@ def test_kernels_are_the_torch_form(
     for name, wanted in want.items():
         assert torch.isfinite(got[name]).all(), name
         error = ((got[name].double() - wanted).norm() / wanted.norm().clamp(min=1e-6)).item()
-        assert error <= fused.TOLERANCE[dtype], f"{name}: off by {error:.2g}"
+        assert error <= proving.TOLERANCE[dtype], f"{name}: off by {error:.2g}"
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
@@ -103,5 +103,5 @@ def test_a_text_in_two_calls_is_one(device: str, monkeypatch: pytest.MonkeyPatch
         )
         parts.append(out)
     got = torch.cat(parts, dim=2)
-    assert ((got - want).norm() / want.norm()).item() <= fused.TOLERANCE[torch.float32]
+    assert ((got - want).norm() / want.norm()).item() <= proving.TOLERANCE[torch.float32]
     assert state.steps.tolist() == [length] * 2

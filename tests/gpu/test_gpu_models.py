@@ -1,12 +1,14 @@
 """Whole models on a GPU give what the CPU gives: forward, backward and beam search."""
 
 import copy
+import warnings
 from typing import Any, Dict, List
 
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 
+from luna_fairseq.models import _decoding_graph
 from support.devices import EACH, MODELS, gradients, model_inputs, to
 from support.models import (
     PAD,
@@ -17,6 +19,7 @@ from support.models import (
     make_model,
     make_sentences,
 )
+from support.recorded import Recorded
 
 
 def _loss(model: Any, name: str, inputs: Any) -> Any:
@@ -46,10 +49,16 @@ def test_values_and_gradients(device: str, name: str) -> None:
         assert_close(_loss(model, name, to(device, inputs)).cpu(), want.detach(), "loss in bfloat16", rel=5e-2)
 
 
+@pytest.mark.parametrize("graph", ["0", "1"])
 @pytest.mark.parametrize("changes", [{}, {"untie_luna_kv": True}], ids=["tied", "untied"])
 @pytest.mark.parametrize("device", EACH)
-def test_hypotheses_of_beam_search(device: str, changes: Dict[str, Any]) -> None:
-    """Words and scores; sentences of several lengths, so that some end before others."""
+def test_hypotheses_of_beam_search(
+    device: str, changes: Dict[str, Any], graph: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words and scores; sentences of several lengths, so that some end before others. Steps may be graphs."""
+    monkeypatch.setenv("LUNA_GRAPH", graph)
+    if device == "cpu":  # what stands for a graph there
+        monkeypatch.setitem(_decoding_graph.CAPTURES, "cpu", Recorded)
     model = make_model(**changes).eval()
     # Random words are nearly as likely as each other: a larger embedding tells them apart on every device.
     with torch.no_grad():
@@ -63,7 +72,11 @@ def test_hypotheses_of_beam_search(device: str, changes: Dict[str, Any]) -> None
         sample = {"net_input": to(on, {"src_tokens": sources, "src_lengths": lengths})}
         return generator.generate([own], sample)
 
-    for ours, theirs in zip(search(device), search("cpu"), strict=True):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a graph that is not used says so
+        got = search(device)
+    monkeypatch.setenv("LUNA_GRAPH", "0")
+    for ours, theirs in zip(got, search("cpu"), strict=True):
         assert [one["tokens"].tolist() for one in ours] == [one["tokens"].tolist() for one in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert_close(one["positional_scores"].cpu(), other["positional_scores"], "scores", rel=1e-4)

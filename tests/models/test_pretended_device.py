@@ -121,21 +121,26 @@ def test_bfloat16_errs_hardly_more_than_its_rounding(tied: bool) -> None:
     assert "bmm" in {k.name for k in counts.kernels if k.dtype == torch.bfloat16}
 
 
-# Counted with torch's own operations, without the Triton kernels, which need a real GPU.
-@pytest.mark.parametrize(
-    ("kind", "length", "launches", "gigabytes"),
-    [
-        ("causal Luna", 4096, 109, 2.45),
-        ("causal Luna", 65536, 120, 9.8),
-        ("Luna", 4096, 31, 0.70),
-        ("Luna", 65536, 31, 2.8),
-    ],
-)
+# Kind, length, launches, gigabytes; counted with torch's own operations, without the Triton kernels, which need a
+# real GPU. In one process: torch imports its compiler to compute shapes alone.
+COSTS = [
+    ("causal Luna", 4096, 102, 2.35),
+    ("causal Luna", 65536, 113, 9.45),
+    ("Luna", 4096, 35, 0.71),
+    ("Luna", 65536, 39, 2.8),
+]
+
+
 @apart
-def test_a_layer_costs_no_more(kind: str, length: int, launches: int, gigabytes: float) -> None:
-    """d = 512, l = 16, bfloat16, 16,384 tokens or one text, forward and backward with the projections."""
-    found = gpu_counts.layer(kind, 512, 16, length)
-    assert found["launches"] <= launches and found["gigabytes"] <= gigabytes, found
+def test_a_layer_costs_no_more() -> None:
+    """d = 512, l = 16, bfloat16, 16,384 tokens or one text, forward and backward with the projections.
+
+    Of one long text, too, every kernel of softmax attention has more programs than a GPU has multiprocessors.
+    """
+    for kind, length, launches, gigabytes in COSTS:
+        found = gpu_counts.layer(kind, 512, 16, length)
+        assert found["launches"] <= launches and found["gigabytes"] <= gigabytes, (kind, length, found)
+        assert length < 65536 or (found["fewest programs"] or 256) >= 256, found
 
 
 @pytest.mark.parametrize(
@@ -148,3 +153,12 @@ def test_a_decoding_step_costs_no_more(arch: str, launches: int, order: int, wai
     found = gpu_counts.decoding(arch)
     assert found["step"] <= launches and found["order"] <= order, found
     assert found["step waits"] == 0 and found["order waits"] <= waits, found
+
+
+@pytest.mark.long
+@apart
+def test_a_decoding_step_as_a_graph_is_few_launches() -> None:
+    """What changed is copied to where the graph reads it, a launch for each type; nothing in it waits."""
+    for arch in ("luna_base_tied", "luna_base_untied"):
+        found = gpu_counts.decoding(arch, graph=True)
+        assert found["step"] <= 6 and found["step waits"] == 0, found

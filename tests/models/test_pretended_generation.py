@@ -8,7 +8,7 @@ import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 
-from support import pretended
+from support import gpu_counts, pretended
 from support.devices import gradients
 from support.models import PAD, assert_close, make_batch, make_dictionary, make_lra, make_model, make_sentences
 from support.runs import in_a_child
@@ -45,17 +45,20 @@ def _search(model: Any, sources: Any, beam: int) -> List[Any]:
 )
 @apart
 def test_hypotheses_are_those_of_the_cpu(changes: Dict[str, Any], beam: int) -> None:
-    """Words, scores and their order, of sentences of several lengths."""
+    """Words, scores and their order, of sentences of several lengths; steps as ever, and as graphs."""
     model = make_model(**changes).eval()
     with torch.no_grad():  # so that words differ in how likely they are
         model.decoder.embed_tokens.weight.mul_(3.0)
     model.make_generation_fast_(need_attn=False)
     sources = make_batch(make_sentences([3, 12, 7]), "left")
     want = _search(model, sources, beam)
-    with pretended.device():
+    with pretended.device() as counts:
         pretended.sent_module(model)
         got = pretended.back(_search(model, pretended.sent(sources), beam))
-    for ours, theirs in zip(got, want, strict=True):
+        with gpu_counts.graphs(counts):
+            by_graph = pretended.back(_search(model, pretended.sent(sources), beam))
+        assert counts.launches["graph"] > 3
+    for ours, theirs in zip(got + by_graph, want + want, strict=True):
         assert len(ours) == beam
         assert [one["tokens"].tolist() for one in ours] == [one["tokens"].tolist() for one in theirs]
         for one, other in zip(ours, theirs, strict=True):

@@ -8,6 +8,7 @@ import torch
 
 from luna_fairseq import ops
 from luna_fairseq.ops import fused
+from luna_fairseq.ops.proving import Proofs
 
 
 class _OnGpu(SimpleNamespace):
@@ -21,8 +22,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.delenv("LUNA_KERNELS", raising=False)
     monkeypatch.setattr(fused, "Tensor", _OnGpu)
     monkeypatch.setattr(fused, "_new_enough", lambda _: True)
-    monkeypatch.setattr(fused, "_proven", {})
-    monkeypatch.setattr(fused._wrong, "warned", False, raising=False)
+    monkeypatch.setattr(fused, "_proofs", Proofs("the Triton kernels"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     found = SimpleNamespace(compared=[], wrong=None, launch=SimpleNamespace(fits=lambda *_: True))
     monkeypatch.setattr(fused, "_launcher", lambda: found.launch)

@@ -9,20 +9,25 @@ to be reached, or its launch, whichever is longest.
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Dict, List
 
+import pytest
 import torch
 
+from luna_fairseq.models import _decoding_graph
 from luna_fairseq.modules import CausalLunaAttention
 from scripts.bench.layers import SelfAttention, SoftmaxAttention
 from scripts.bench.whole_models import build_model, random_tokens
-from support import pretended
+from support import pretended, recorded
 
 BANDWIDTH = 0.8 * 3.35e12  # bytes a second
 LAUNCH = 5e-6  # seconds
 # Operations a second: tensor cores on bfloat16, float32 without them, and what FlashAttention 2 is known to reach.
 BFLOAT16, FLOAT32, FLASH = 0.7 * 989e12, 0.7 * 67e12, 0.35 * 989e12
+MULTIPROCESSORS = 132
 
 # d, l, N: the rows of the table. A batch has 16,384 tokens, or one sentence.
 ROWS = [(512, 16, 256), (512, 16, 4096), (512, 16, 16384), (512, 32, 4096)]
@@ -35,8 +40,11 @@ def seconds(kernels: List[pretended.Kernel]) -> float:
     """How long an H100 is expected to take."""
     total = 0.0
     for kernel in kernels:
-        rate = FLASH if "attention" in kernel.name else FLOAT32 if kernel.dtype == torch.float32 else BFLOAT16
-        total += max(LAUNCH, kernel.moved / BANDWIDTH, kernel.operations / rate)
+        rate, operations = FLOAT32 if kernel.dtype == torch.float32 else BFLOAT16, float(kernel.operations)
+        if kernel.programs:  # each is on one multiprocessor
+            rate = FLASH * min(1.0, kernel.programs / MULTIPROCESSORS)
+            operations *= kernel.padding
+        total += max(LAUNCH, kernel.moved / BANDWIDTH, operations / rate)
     return total
 
 
@@ -57,14 +65,44 @@ def layer(kind: str, dim: int, rows: int, length: int) -> Dict[str, Any]:
         out.backward(torch.empty_like(out))
         return {
             "launches": len(counts.kernels),
+            "fewest programs": min((k.programs for k in counts.kernels if k.programs), default=None),
             "gigabytes": counts.moved / 1e9,
             "gigaoperations": counts.operations / 1e9,
             "milliseconds": 1e3 * seconds(counts.kernels),
         }
 
 
-def decoding(arch: str, beam: int = 5) -> Dict[str, Any]:
-    """One step of 6 layers after two others, by model and by order of rows; rows move within their sentences."""
+class _Graph(recorded.Recorded):
+    """A graph that is one launch."""
+
+    counts: pretended.Counts
+
+    def replay(self) -> None:
+        """Do it once more; a graph may ask for nothing that waits, and for nothing from the host."""
+        before, asked = len(self.counts.kernels), len(self.counts.waits + self.counts.uploads)
+        super().replay()
+        assert len(self.counts.waits + self.counts.uploads) == asked, self.counts.waits + self.counts.uploads
+        self.counts.kernels[before:] = [pretended.Kernel("graph", 0, 0, torch.float32)]
+
+
+@contextmanager
+def graphs(counts: pretended.Counts) -> Iterator[None]:
+    """Decoding steps are graphs."""
+    _Graph.counts = counts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUNA_GRAPH", "1")
+        patch.setitem(_decoding_graph.CAPTURES, "gpu", _Graph)
+        yield
+
+
+def decoding(arch: str, beam: int = 5, graph: bool = False) -> Dict[str, Any]:
+    """One step of 6 layers after two others, by model and by order of rows; rows move within their sentences.
+
+    Args:
+        arch: whose.
+        beam: rows of a sentence.
+        graph: steps are CUDA graphs, one launch each.
+    """
     sizes = argparse.Namespace(
         vocabulary=400, projection_length=16, device=torch.device("cpu"), dtype="float32", smoke=False
     )
@@ -73,7 +111,7 @@ def decoding(arch: str, beam: int = 5) -> Dict[str, Any]:
     tokens = random_tokens(2, 9, args=sizes)
     from fairseq.sequence_generator import EnsembleModel
 
-    with pretended.device() as counts, torch.no_grad():
+    with pretended.device() as counts, torch.no_grad(), graphs(counts) if graph else nullcontext():
         pretended.sent_module(model)
         search = EnsembleModel([model])
         tokens = pretended.sent(tokens)
@@ -108,6 +146,8 @@ def main() -> None:
             )
     for arch in ("luna_base_tied", "luna_base_untied", "transformer_wmt_en_de"):
         found["decoding"][arch] = decoding(arch)
+        if arch.startswith("luna"):
+            found["decoding"][arch]["step as a graph"] = decoding(arch, graph=True)["step"]
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))

@@ -8,6 +8,7 @@ What it cannot show: times, the kernels that CUDA has for softmax attention, and
 """
 
 import functools
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from torch.utils import backend_registration, flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from luna_fairseq.ops import parts
 from luna_fairseq.ops.blocks import WIDE_PRODUCTS
 from support.runs import in_a_child
 
@@ -51,12 +53,16 @@ class Kernel(NamedTuple):
         moved: bytes read and written.
         operations: of floating point, a product and its sum counted as two.
         dtype: of what it multiplies.
+        programs: of an attention kernel: one for each sentence, head and 64 queries; in its backward pass, 64 keys.
+        padding: how much more it computes, in blocks of 64 queries and 64 keys, than it is asked for.
     """
 
     name: str
     moved: int
     operations: int
     dtype: torch.dtype
+    programs: int = 0
+    padding: float = 1.0
 
 
 class Counts:
@@ -152,6 +158,10 @@ class DeviceTensor(torch.Tensor):
 class _Mode(TorchDispatchMode):
     """Makes tensors where they are asked for."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes two seconds in every test
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _dispatch(func, args, kwargs or {})
 
@@ -221,7 +231,14 @@ def _count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
     if given.get("is_causal"):
         operations //= 2
     floats = [x.dtype for x in (*seen.values(), *results) if x.is_floating_point()]
-    _counts[-1].kernels.append(Kernel(name, sum(read) + most, operations, floats[0] if floats else torch.int64))
+    programs, padding = 0, 1.0
+    if name.startswith("_scaled_dot_product"):
+        query, key = given["query"], given["key"]
+        blocks = [-(-x.size(2) // 64) for x in (query, key)]
+        programs = query.size(0) * query.size(1) * blocks[name.endswith("backward")]
+        padding = 64**2 * math.prod(blocks) / (query.size(2) * key.size(2))
+    dtype = floats[0] if floats else torch.int64
+    _counts[-1].kernels.append(Kernel(name, sum(read) + most, operations, dtype, programs, padding))
 
 
 def _mixed(name: str, args: Any, on_cpu: List[Tensor]) -> None:
@@ -303,7 +320,8 @@ def _efficient_attention(
     kept = torch.empty_like(weights).bernoulli_(1 - dropout_p) if dropout_p else weights.new_ones(())
     out = (weights * kept / (1 - dropout_p)) @ value.to(weights)
     heads_last = out.to(query).transpose(1, 2).contiguous().transpose(1, 2)
-    return heads_last, scores.logsumexp(dim=-1), kept, kept.new_zeros((), dtype=torch.int64)
+    sums = functional.pad(scores.logsumexp(dim=-1), (0, -query.size(2) % 32), value=math.inf)
+    return heads_last, sums, kept, kept.new_zeros((), dtype=torch.int64)
 
 
 def _attention_scores(
@@ -335,11 +353,14 @@ def _efficient_attention_backward(
     scale: Optional[float] = None,
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     factor = query.size(-1) ** -0.5 if scale is None else scale
-    weights = (_attention_scores(query, key, attn_bias, is_causal, scale) - logsumexp.unsqueeze(-1)).exp()
+    sums = logsumexp[..., : query.size(2), None]
+    weights = (_attention_scores(query, key, attn_bias, is_causal, scale) - sums).exp()
     drop = philox_seed / (1 - dropout_p)
     grad = grad_out_.to(weights)
     d_value = (weights * drop).mT @ grad
-    d_scores = torch._softmax_backward_data((grad @ value.to(weights).mT) * drop, weights, -1, weights.dtype)
+    # Of the output, as the kernel does: the weights at hand may be a part of those that it was made with.
+    inner = (grad * out.to(weights)).sum(dim=-1, keepdim=True)
+    d_scores = weights * ((grad @ value.to(weights).mT) * drop - inner)
     d_query, d_key = d_scores @ key.to(weights) * factor, d_scores.mT @ query.to(weights) * factor
     d_bias = None
     if grad_input_mask[3] and attn_bias is not None:
@@ -425,7 +446,8 @@ def _register() -> None:
         pytest.skip(f"torch {torch.__version__} lets no Python program pretend a device")
     if not hasattr(torch, "gpu"):
         setup("gpu")
-        WIDE_PRODUCTS.add("gpu")  # as CUDA's are
+        for like_cuda in (WIDE_PRODUCTS, parts.DEVICES):
+            like_cuda.add("gpu")
         torch.gpu.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]  # type: ignore[attr-defined]
 
 

@@ -273,6 +273,8 @@ class GraphedSteps(TransformerDecoderBase):
             return None
         attentions = _attentions(self)
         saved = [attention._saved(state) for attention in attentions]
+        for own in saved:
+            own.pop("overwrite", None)  # what a graph reads is its own, and what it is compared with stays
         rows = saved[0]["rows_per_sentence"]
         autocast = torch.is_autocast_enabled(tokens.device.type), torch.get_autocast_dtype(tokens.device.type)
         kind = _kind(saved), autocast, threading.get_ident()  # what it writes to is not for two threads

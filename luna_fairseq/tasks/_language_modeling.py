@@ -157,7 +157,7 @@ class _InOrder(EpochBatchIterator):
         return {**state, "carrier": self.carrier.state_dict()} if state["iterations_in_epoch"] else state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "shuffle": False})  # a training that carried nothing was shuffled
         if "carrier" in state_dict:
             self.carrier.load_state_dict(state_dict["carrier"])
 
@@ -271,7 +271,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
             return super().eval_lm_dataloader(dataset, *args, **kwargs)
         if kwargs.pop("context_window", 0) > 0:
             raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")
-        kwargs["batch_size"] = kwargs.get("batch_size") or 1
+        kwargs["batch_size"] = max(1, kwargs.get("batch_size") or 1)  # -1 is no limit, and rows are parts of the text
         batches = super().eval_lm_dataloader(dataset, *args, **kwargs)
         return _Carried(batches, Carrier(self._carriers["valid"].restart))
 

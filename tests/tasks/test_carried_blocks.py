@@ -167,6 +167,8 @@ def test_a_place_in_the_data_is_saved_with_what_is_carried_there(folder: Path) -
     again.load_state_dict(state)
     batch = next(again.next_epoch_itr())
     assert _go(again.carrier, batch).before["real"].tolist() == [2, 2 + part, 2 + 2 * part]
+    again.load_state_dict({**state, "shuffle": True})  # of a training that did not carry
+    assert not again.shuffle
 
 
 @pytest.mark.parametrize("by_model", [False, True])
@@ -181,6 +183,15 @@ def test_what_cannot_carry_is_refused(by_model: bool, folder: Path) -> None:
             ValueError, match="--carry-state needs a model whose state has one size, luna_lm: leave it"
         ):
             _built(_task(folder), "transformer_lm")
+
+
+def test_one_row_is_read_where_there_is_no_limit(folder: Path) -> None:
+    """fairseq takes a --batch-size of -1, too."""
+    task = _task(folder)
+    task.load_dataset("train")
+    for size in (-1, None, 1):
+        batches = task.eval_lm_dataloader(task.dataset("train"), batch_size=size)
+        assert len(batches) == len(task.dataset("train"))
 
 
 def _built(task: Any, arch: str, **options: Any) -> Any:

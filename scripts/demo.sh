@@ -21,7 +21,7 @@ else
     TRAIN=24000 HELD_OUT=500 PIECES=2000 UPDATES=1650 SAVE_EVERY=150 LOG_EVERY=100 WANTED_BLEU=85
 fi
 MODEL=(
-    --arch luna_base_untied --share-all-embeddings --projection-length 16 --packed-position-bias 1
+    --arch luna_base_untied --share-all-embeddings --projection-length 16
     --encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --decoder-embed-dim 128
     --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
     --encoder-attention-heads 4 --decoder-attention-heads 4

@@ -43,8 +43,9 @@ def key_mask(padding_mask: Optional[Tensor]) -> Optional[Tensor]:
 
 def _is_a_step(query: Tensor) -> bool:
     """Whether so few queries attend, without a gradient, that torch's kernel takes longer than two products."""
-    few = query.size(2) <= _FEW_QUERIES and not torch.is_grad_enabled()
-    return few and full_precision_on_cpu(query) and not being_traced()
+    if being_traced() or torch.is_grad_enabled():  # first: a graph must not depend on the length
+        return False
+    return query.size(2) <= _FEW_QUERIES and full_precision_on_cpu(query)
 
 
 def _attend_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor]) -> Tensor:

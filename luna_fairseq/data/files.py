@@ -20,8 +20,9 @@ BYTE_ORDER_MARK = "\ufeff"
 BLOCK_BYTES = 1 << 20  # how much of a large file is read at once
 _HOST = re.sub(r"[^\w.]", "_", socket.gethostname()) or "localhost"
 _LONG_AGO = 24 * 3600
-_PARTS, _FEW = 64, 1000
-CONTENT = "content"  # the key of settings that folders of before 0.1 lack
+_PARTS = 64  # of a file, a block each, that tell it from others
+_FEW = 1000  # files that are looked into: the Long Range Arena's are up to a million
+CONTENT = "content"  # the key of settings that earlier folders lack
 
 
 def need_file(path: Path) -> Path:

@@ -14,7 +14,7 @@ Needs torch alone: triton is imported when a kernel is about to be used.
 import importlib
 import os
 import threading
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import List, Optional
 
@@ -68,7 +68,8 @@ def kernels(query: Tensor, key: Tensor, value: Tensor, rows: int) -> Optional[Mo
         return None
     if not _interpreted():
         configuration = (query.dtype, rows, query.size(-1))
-        wrong = _proofs.wrong(query.device, configuration, lambda: compare(launch, query.device, *configuration))
+        compared = partial(compare, launch, query.device, *configuration)
+        wrong = _proofs.wrong(query.device, configuration, compared, tell=wanted == "auto")
         if wrong is not None:
             if wanted == "triton":
                 raise RuntimeError(f"LUNA_KERNELS is triton, whose kernels fail here ({wrong}): set it to torch")

@@ -25,13 +25,12 @@ aten: Any = torch.ops.aten
 DEVICES = {"cuda"} if torch.version.hip is None else set()
 _BLOCK = 64  # queries of a program forward, keys backward
 _PROGRAMS = 256  # two for each multiprocessor of the largest GPUs
+_ALIGNED = 16  # numbers: where rows of a mask may begin
 # How far a program gets in the time of a launch, 5 us, where 64 queries and 64 keys take 0.4 us, backward 1 us. On
 # paper, and with room. What it is spared must be worth the launches: of a pack step these, and one or two for each
 # group of sentences; of an unpack step these, backward and forward, and two for what is filled up.
-_ALIGNED = 16  # numbers: where rows of a mask may begin
 _KEYS_A_LAUNCH, _PACK_LAUNCHES = 1024, 6
 _QUERIES_A_LAUNCH, _UNPACK_LAUNCHES = 512, 6
-
 # A score that is nothing beside any other, and finite: a part may be padding from end to end.
 _LEAST = -1e30
 

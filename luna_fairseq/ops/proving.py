@@ -64,7 +64,7 @@ class Proofs:
         self._lock = threading.RLock()
 
     def wrong(
-        self, device: torch.device, configuration: Hashable, compare: Callable[[], Optional[str]]
+        self, device: torch.device, configuration: Hashable, compare: Callable[[], Optional[str]], tell: bool = True
     ) -> Optional[str]:
         """None if the form is right here, or what is wrong; said once.
 
@@ -72,6 +72,7 @@ class Proofs:
             device: where.
             configuration: of the inputs.
             compare: finds it out; None if they agree. What it raises is wrong, too.
+            tell: warn of it; False if it will be an error.
         """
         key = (device, configuration)
         with self._lock:
@@ -79,7 +80,7 @@ class Proofs:
                 if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                     return "not proven before a CUDA graph was captured"  # nothing else may run now
                 self._wrong[key] = wrong = found_wrong(compare)
-                if wrong is not None and mode() == "auto" and not self._warned:
+                if wrong is not None and tell and not self._warned:
                     self._warned = True
                     warnings.warn(
                         f"{self._name} are not used on {device}: {wrong}; please tell us what luna-fairseq doctor "

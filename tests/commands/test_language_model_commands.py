@@ -269,6 +269,8 @@ def test_both_command_lines_train_the_same_model(data: str, tmp_path: Path) -> N
     states = [torch.load(tmp_path / kind / "checkpoint_last.pt") for kind in ("flags", "hydra")]
     assert states[0]["cfg"]["model"] == states[1]["cfg"]["model"]
     assert states[0]["cfg"]["model"]["carry_state"] is True
+    # fairseq-validate goes by the task's.
+    assert all(state["cfg"]["task"]["carry_state"] is True for state in states)
     for name, value in states[0]["model"].items():
         assert torch.equal(value, states[1]["model"][name]), name
 

@@ -136,7 +136,10 @@ def test_behind_the_table_of_positions() -> None:
     assert sum(_replays()) == 6  # one to be compared
 
 
-def test_a_graph_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_a_graph_that_is_wrong_is_not_used(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is told of, whatever is asked of the kernels."""
+    monkeypatch.setenv("LUNA_KERNELS", kernels)
     model = _model()
     want = _ordinary([model])
     monkeypatch.setattr(Recorded, "replay", lambda self: None)

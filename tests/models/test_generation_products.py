@@ -1,5 +1,6 @@
 """Decoding on a CPU with laid-out weights and sums that are overwritten: the same as all positions at once."""
 
+from contextlib import nullcontext
 from typing import Any, Dict, List
 
 import pytest
@@ -83,9 +84,8 @@ def test_a_search_overwrites_its_sums(tie_kv: bool, inference: bool) -> None:
     with torch.inference_mode(inference), torch.no_grad():
         causal(x[:, :2], packed, None, None, state)
         for position, searched in ((2, True), (3, False), (4, True)):
-            if searched:
-                with ops.rows_stay_in_sentences():
-                    causal.reorder_incremental_state(state, torch.arange(2))
+            with ops.rows_stay_in_sentences() if searched else nullcontext():
+                causal.reorder_incremental_state(state, torch.arange(2))
             (before,) = state.values()
             sums = before["key_sum"], before["value_sum"]
             kept = [x.clone() for x in sums]

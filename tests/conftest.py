@@ -17,6 +17,8 @@ from support import forks
 
 # A shell starts background jobs with interrupts ignored; the commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup; a handler, unlike that, is not inherited
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # Looked for so, a GPU stays free for processes that tests fork: none of them may use it once CUDA itself was asked.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -52,6 +54,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         needed = marker.args[0] if marker.args else 1
         if gpus() < needed:
             pytest.skip("no GPU" if needed == 1 else f"fewer than {needed} GPUs")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A test that leaves more threads to torch lets one after it, which forks, wait forever."""
+    torch = sys.modules.get("torch")
+    if torch is not None and os.environ["OMP_NUM_THREADS"] == "1" and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        pytest.fail(f"{item.nodeid} has called torch.set_num_threads: take it back, or do not let it")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from luna_fairseq.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 from luna_fairseq.pictures import load_pyplot, save
@@ -56,6 +57,7 @@ def test_benchmarks(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "benchmark.json"
     path.write_text(content)
     monkeypatch.setattr(sys, "argv", ["scripts.bench", "--smoke", "--output", str(tmp_path)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     with pytest.raises(SystemExit, match=r"benchmark\.json is not of a benchmark: name another --output"):
         bench.main()
     assert path.read_text() == content

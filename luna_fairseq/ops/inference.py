@@ -176,7 +176,7 @@ def linear(layer: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
     """
     if not torch.compiler.is_compiling():
         products = _current.get()
-        if products is not None:
+        if products is not None and not torch.is_grad_enabled():  # a hook within may want gradients of its own
             if x.dim() == 3 and x.stride(0) == 0 and x.size(0) > 1:  # P as it begins is that of all sentences
                 return linear(layer, x[:1], relu).expand(x.size(0), -1, -1)
             if (y := products.linear(layer, x, relu)) is not None:

@@ -52,6 +52,16 @@ def test_it_is_the_layer(calls: Callable[[], int], lay_out: bool, bias: bool, re
     assert weights is None or len(weights) == 1
 
 
+def test_gradients_that_are_wanted_within_are_there(calls: Callable[[], int]) -> None:
+    """A hook of somebody's may ask for them in the middle of an inference; oneDNN's products have none."""
+    layer, x = make_layer(), drawn(400, 128).requires_grad_()
+    with torch.no_grad(), ops.inference_products(x), torch.enable_grad():
+        (found,) = torch.autograd.grad(ops.linear(layer, x).sum(), x)
+    (want,) = torch.autograd.grad(layer(x).sum(), x)
+    assert_close(found, want, "d x")
+    assert calls() == 0
+
+
 def test_what_is_not_possible_is_left_to_the_layer(calls: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
     layer, weights = make_layer(), ops.LaidOutWeights()
     x = drawn(400, 128)

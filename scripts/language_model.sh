@@ -76,6 +76,8 @@ score() {
       if [[ $name != *transformer* ]]; then
         perplexity "$folder" carried --tokens-per-sample "$length" --carry-state
         perplexity "$folder" restarted --tokens-per-sample "$length" --carry-state --carry-positions restart
+        perplexity "$folder" faded --tokens-per-sample "$length" --carry-state --carry-positions restart \
+          --carry-at-most "$length"
       fi
       (IFS=,; echo "{${FOUND[*]}}" > "$folder/perplexity.tmp")
       mv "$folder/perplexity.tmp" "$folder/perplexity.json"

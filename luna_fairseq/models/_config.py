@@ -158,6 +158,13 @@ class CarryOptions(FairseqDataclass):
         default="continue",
         metadata={"help": "with --carry-state, count positions on from block to block, or from 0 in each (restart)"},
     )
+    carry_at_most: int = field(
+        default=0,
+        metadata={
+            "help": "with --carry-state, all that came before a block counts as at most this many tokens, so that it "
+            "fades (0: as many as they were)"
+        },
+    )
 
 
 @dataclass

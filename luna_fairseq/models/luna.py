@@ -291,11 +291,8 @@ class LunaDecoder(GraphedSteps, InferenceDecoder):
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
 
-        new = prev_output_tokens.size(1)
-        seen = 0 if incremental_state is None else self._seen(incremental_state)
-        new -= seen
-        if new < 1 <= seen:
-            raise ValueError(f"all {seen} target tokens were decoded before: append the new ones to them")
+        new = self._new(prev_output_tokens, incremental_state)
+        seen = prev_output_tokens.size(1) - new
         padding_mask, steps = self._count(prev_output_tokens[:, -new:], incremental_state, prev_output_tokens.size(1))
         x = self._embed(prev_output_tokens, new)
 
@@ -350,6 +347,13 @@ class LunaDecoder(GraphedSteps, InferenceDecoder):
         for module in self.modules():
             if isinstance(module, LunaAttention | CausalLunaAttention):
                 module.reorder_incremental_state(incremental_state, order, selected)
+
+    def _new(self, tokens: Tensor, incremental_state: Optional[IncrementalState]) -> int:
+        """How many of ``tokens``, ``[B, N]``, a decoding state has not seen."""
+        seen = 0 if incremental_state is None else self._seen(incremental_state)
+        if seen and tokens.size(1) <= seen:
+            raise ValueError(f"all {seen} tokens were seen before: append the new ones to them")
+        return tokens.size(1) - seen
 
     def _count(
         self, tokens: Tensor, incremental_state: Optional[IncrementalState], now: int

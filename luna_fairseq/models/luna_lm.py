@@ -31,12 +31,12 @@ from luna_fairseq.models._config import (
     register_architectures,
     task_option,
 )
-from luna_fairseq.models._hub import load_for_hub
+from luna_fairseq.models._hub import StrPath, load_for_hub
 from luna_fairseq.models._lm_hub import LunaLanguageModelHub
 from luna_fairseq.models.luna import LunaDecoder, wrap_layer
 from luna_fairseq.modules import CausalLunaAttention, LunaLanguageModelLayer, PackedInput
 from luna_fairseq.modules.attention import IncrementalState
-from luna_fairseq.modules.carried import Carry
+from luna_fairseq.modules.carried import Carry, faded
 
 
 @dataclass
@@ -142,11 +142,7 @@ class LunaLanguageModelDecoder(LunaDecoder):
         """Features of the new positions, ``[B, N', D]``; see :meth:`forward`."""
         if carry is not None:
             return self._carry_on(prev_output_tokens, carry)
-        new = prev_output_tokens.size(1)
-        seen = 0 if incremental_state is None else self._seen(incremental_state)
-        new -= seen
-        if new < 1 <= seen:
-            raise ValueError(f"all {seen} tokens were seen before: append the new ones to them")
+        new = self._new(prev_output_tokens, incremental_state)
         padding_mask, steps = self._count(prev_output_tokens[:, -new:], incremental_state, prev_output_tokens.size(1))
         x = self._embed(prev_output_tokens, new)
         return self._layers(x, padding_mask, incremental_state, {}, steps)
@@ -170,14 +166,32 @@ class LunaLanguageModelDecoder(LunaDecoder):
         self.set_incremental_state(incremental_state, "extended", {"real": start + (~is_padding).sum(dim=1)})
         return self.output_layer(x)
 
+    def begin_block(self, incremental_state: IncrementalState, restart: bool = False, at_most: int = 0) -> None:
+        """The tokens that :meth:`extend` is given next are a new block; of a text without tokens nothing changes.
+
+        Args:
+            incremental_state: of :meth:`extend`.
+            restart, at_most: see :class:`luna_fairseq.modules.carried.Carry`.
+        """
+        saved = self.get_incremental_state(incremental_state, "extended")
+        if saved is None:
+            return
+        real = saved["real"]
+        assert real is not None
+        self.set_incremental_state(incremental_state, "extended", {"real": real * (not restart)})
+        states = [(a, state) for a in self._attentions() if (state := a.state(incremental_state)) is not None]
+        for (attention, _), state in zip(states, faded([state for _, state in states], at_most), strict=True):
+            attention.replace_state(incremental_state, state)
+
     def _carry_on(self, tokens: Tensor, carry: Carry) -> Tuple[Tensor, Dict[str, Any]]:
         """Features of tokens that follow what is carried, and what they leave."""
         start = carry.before.get("real", tokens.new_zeros(tokens.size(0)))
-        before: Dict[nn.Module, ops.CausalState] = {}
+        known: Dict[nn.Module, ops.CausalState] = {}
         for index, attention in enumerate(self._attentions()):
             if f"{index}.steps" in carry.before:
                 key_sum, steps = carry.before[f"{index}.key_sum"], carry.before[f"{index}.steps"]
-                before[attention] = ops.CausalState(key_sum, carry.before.get(f"{index}.value_sum", key_sum), steps)
+                known[attention] = ops.CausalState(key_sum, carry.before.get(f"{index}.value_sum", key_sum), steps)
+        before = dict(zip(known, faded(list(known.values()), carry.at_most), strict=True))
         is_padding = tokens.eq(self.padding_idx)
         state: IncrementalState = {}
         x = self._embed(tokens, tokens.size(1), None if carry.restart else start)
@@ -242,6 +256,7 @@ class LunaLanguageModel(FairseqLanguageModel):
 
     carry_state: bool  # what its task does while it is trained, and how
     carry_positions: str
+    carry_at_most: int
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -261,6 +276,7 @@ class LunaLanguageModel(FairseqLanguageModel):
         embed_tokens = cls.build_embedding(args, task.source_dictionary)
         model = cls(LunaLanguageModelDecoder(nested_config(args), task.target_dictionary, embed_tokens))
         model.carry_state, model.carry_positions = args.carry_state, str(args.carry_positions)
+        model.carry_at_most = args.carry_at_most
         return model
 
     @classmethod
@@ -307,7 +323,11 @@ class LunaLanguageModel(FairseqLanguageModel):
 
     @classmethod
     def from_pretrained(
-        cls, model_name_or_path: str, checkpoint_file: str = "model.pt", data_name_or_path: str = ".", **kwargs: Any
+        cls,
+        model_name_or_path: StrPath,
+        checkpoint_file: StrPath = "model.pt",
+        data_name_or_path: StrPath = ".",
+        **kwargs: Any,
     ) -> LunaLanguageModelHub:
         """Load a checkpoint for use from Python; in evaluation mode.
 
@@ -334,6 +354,7 @@ def _check_lm_config(args: Any) -> None:
     check_refused(args, REFUSED)
     check_stack(args, "decoder")
     check_at_least(1, args, "max_target_positions")
+    check_at_least(0, args, "carry_at_most")
     widths = (args.decoder_input_dim, args.decoder_output_dim)
     if args.share_decoder_input_output_embed and (args.adaptive_input or args.character_embeddings):
         raise ValueError(

@@ -260,6 +260,10 @@ class CausalLunaAttention(_LunaAttentionBase):
         saved = self._saved(incremental_state)
         return ops.CausalState(*(saved[name] for name in ops.CausalState._fields)) if saved else None
 
+    def replace_state(self, incremental_state: IncrementalState, state: ops.CausalState) -> None:
+        """Go on as if the positions so far had left this; only after the first call with ``incremental_state``."""
+        self._save(incremental_state, {**self._saved(incremental_state), **state._asdict()})
+
     def forward(
         self,
         query: Tensor,

@@ -1,12 +1,41 @@
 """What the blocks of a text hand on to the next one: its size does not depend on how long the text is."""
 
-from typing import Dict
+from typing import Dict, List, Tuple
 
 from torch import Tensor
+
+from luna_fairseq.ops import CausalState
 
 # For every row of a batch: "real", [B] int64, how many tokens it has had; and for layer i the CausalState that they
 # have left, "i.key_sum", "i.value_sum" (missing where keys are values) and "i.steps".
 Carried = Dict[str, Tensor]
+
+
+def faded(states: List[CausalState], at_most: int) -> List[CausalState]:
+    """The same sums where what they hold counts as at most so many positions.
+
+    Attention reads the mean of all positions so far, to which a new one adds its share. Behind a long text that share
+    is next to nothing; behind one that counts as ``at_most`` positions it is not, and what is old fades by
+    ``at_most / (at_most + N)`` with every block of N.
+
+    Args:
+        states: of the layers, which are not changed; layers that share ``steps`` share the new ones, too.
+        at_most: positions, 0 for no limit.
+    """
+    if at_most <= 0:
+        return states
+    known: Dict[int, Tuple[Tensor, Tensor]] = {}
+    result = []
+    for state in states:
+        if id(state.steps) not in known:
+            steps = state.steps.clamp(max=at_most)
+            share = steps.double() / state.steps.clamp(min=1)
+            known[id(state.steps)] = steps, share.to(state.key_sum.dtype).view(-1, 1, 1, 1)
+        steps, share = known[id(state.steps)]
+        key_sum = state.key_sum * share
+        value_sum = key_sum if state.value_sum is state.key_sum else state.value_sum * share
+        result.append(CausalState(key_sum, value_sum, steps))
+    return result
 
 
 class Carry:
@@ -18,14 +47,16 @@ class Carry:
     Args:
         before: from an earlier block, for the same rows; empty at the beginning of a text.
         restart: count the positions of each block from 0, instead of going on with them.
+        at_most: all that came before counts as at most this many tokens (:func:`faded`); 0 for no limit.
     """
 
-    def __init__(self, before: Carried, restart: bool = False) -> None:
+    def __init__(self, before: Carried, restart: bool = False, at_most: int = 0) -> None:
         self.before = before
         self.restart = restart
+        self.at_most = at_most
         self.after: Carried = {}
 
     def next(self, rows: int) -> "Carry":
         """For the next block of the first ``rows`` texts; the others have ended."""
         once = {id(x): x[:rows] for x in self.after.values()}  # layers share what was counted
-        return Carry({name: once[id(x)] for name, x in self.after.items()}, self.restart)
+        return Carry({name: once[id(x)] for name, x in self.after.items()}, self.restart, self.at_most)

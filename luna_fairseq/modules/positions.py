@@ -1,7 +1,7 @@
 """Positions of tokens that others came before, however many: none of a table that grows."""
 
 import math
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from fairseq.utils import make_positions
@@ -27,6 +27,11 @@ def sinusoids(index: Tensor, embed_dim: int) -> Tensor:
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, embed_dim % 2))
 
 
+def learned_positions(embed: Any) -> Optional[int]:
+    """How many positions a table of learned ones has; None for positions that are computed, or of none at all."""
+    return embed.num_embeddings - (embed.padding_idx or 0) - 1 if isinstance(embed, nn.Embedding) else None
+
+
 def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int, in_table: bool = False) -> Tensor:
     """The position embeddings of tokens that follow others.
 
@@ -50,10 +55,11 @@ def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int, 
         return nn.functional.embedding(index, embed.weight if isinstance(embed, nn.Embedding) else embed.weights)
     if isinstance(embed, nn.Embedding):
         last = -1 if making_a_graph() else int(index.max()) - padding_idx
-        if last > embed.num_embeddings - padding_idx - 1:
+        if last > (learned_positions(embed) or 0):
             raise ValueError(
-                f"the text has {last} tokens and the model {embed.num_embeddings - padding_idx - 1} learned "
-                "positions: take a model without --decoder-learned-pos, or --carry-positions restart"
+                f"the text has {last} tokens and the model {learned_positions(embed)} learned "
+                "positions: take a model without --decoder-learned-pos, or --carry-state --carry-positions restart "
+                '(from Python, from_pretrained(..., carry_state=True, carry_positions="restart"))'
             )
         return nn.functional.embedding(index, embed.weight)
     return sinusoids(index, embed.embedding_dim).masked_fill(~real.unsqueeze(-1), 0.0).to(embed.weights)

@@ -24,6 +24,7 @@ KINDS: Dict[str, str] = {
     "window": "behind half a block",
     "carried": "with carried state",
     "restarted": "with carried state, positions from 0",
+    "faded": "with carried state that counts as one block, positions from 0",
 }
 COLUMNS = ("config", "validation perplexity in training", *KINDS.values(), "parameters", "training words/s")
 

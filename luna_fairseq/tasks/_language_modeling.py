@@ -21,7 +21,8 @@ from luna_fairseq import compat
 from luna_fairseq.checks import check_complete, check_dictionary, check_folder
 from luna_fairseq.errors import DataError
 from luna_fairseq.models._config import CarryOptions
-from luna_fairseq.modules.carried import Carry
+from luna_fairseq.modules.carried import Carried, Carry
+from luna_fairseq.modules.positions import learned_positions
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class ConsecutiveBlocks(BaseWrapperDataset):
     """
 
     shards = 1  # how many share the batches among them, each taking every so manieth
+    last_position: Optional[int] = None  # of the model, if it has one and they are counted on from block to block
     part = 1  # blocks
 
     def ordered_indices(self) -> np.ndarray:
@@ -58,17 +60,25 @@ class ConsecutiveBlocks(BaseWrapperDataset):
         """Batches of equally many rows (``max_sentences``, or what ``max_tokens`` allows).
 
         Raises:
-            DataError: if blocks were left out because they are too long.
+            DataError: if blocks were left out because they are too long, or a row has more tokens than the model
+                has learned positions.
         """
         blocks = len(self.dataset)
         if len(indices) != blocks:
             raise DataError(
                 f"{blocks - len(indices)} of {blocks} blocks are longer than the model's positions: --carry-state "
-                "needs them all; take --sample-break-mode none"
+                "needs them all; take fewer --tokens-per-sample, or --sample-break-mode none"
             )
         rows = max_sentences or max(1, (max_tokens or 0) // max(1, int(self.sizes.max(initial=1))))
         self.part = -(-blocks // (rows * self.shards))
         starts = range(0, rows * self.shards * self.part, self.part)
+        longest = max((int(self.sizes[start : start + self.part].sum()) for start in starts), default=0)
+        if self.last_position is not None and longest > self.last_position:
+            raise DataError(
+                f"--carry-positions continue counts the {longest:,} tokens of a row, and the model has "
+                f"{self.last_position:,} learned positions: take --carry-positions restart, or a model without "
+                "--decoder-learned-pos"
+            )
         return [
             [start + i for start in starts[shard * rows : (shard + 1) * rows] if start + i < blocks]
             for i in range(self.part)
@@ -85,14 +95,17 @@ class Carrier:
     """Hands the state from batch to batch of :class:`ConsecutiveBlocks`.
 
     Args:
-        restart: see :class:`luna_fairseq.modules.carried.Carry`.
+        restart, at_most: see :class:`luna_fairseq.modules.carried.Carry`.
     """
 
-    def __init__(self, restart: bool) -> None:
-        self.restart = restart
+    def __init__(self, restart: bool, at_most: int = 0) -> None:
+        self.restart, self.at_most = restart, at_most
         self.blocks: Optional[Tensor] = None  # that were read last, [B]
-        self.carry = Carry({}, restart)
+        self.carry = self._behind({})
         self.all_processes: Optional[List[Any]] = None  # what each had at the last save, in the first one
+
+    def _behind(self, before: Carried) -> Carry:
+        return Carry(before, self.restart, self.at_most)
 
     def carry_on(self, sample: Dict[str, Any]) -> Dict[str, Any]:
         """The same batch with what the model needs to go on behind the batch before; an empty one as it is."""
@@ -100,14 +113,14 @@ class Carrier:
             return sample
         blocks, tokens = sample["id"].cpu(), sample["net_input"]["src_tokens"]
         if self.blocks is None or sample["begins"]:
-            carry = Carry({}, self.restart)
+            carry = self._behind({})
         elif torch.equal(blocks, self.blocks):  # the same batch again
-            carry = Carry(self.carry.before, self.restart)
+            carry = self._behind(self.carry.before)
         elif torch.equal(blocks, self.blocks[: len(blocks)] + 1):
             carry = self.carry.next(len(blocks))
         else:
             logger.warning("no state is known for what comes before block %d: it begins with none", int(blocks[0]))
-            carry = Carry({}, self.restart)
+            carry = self._behind({})
         carry.before = {name: x.to(tokens.device) for name, x in carry.before.items()}
         self.blocks, self.carry = blocks, carry
         return {**sample, "net_input": {**sample["net_input"], "carry": carry}}
@@ -136,7 +149,7 @@ class Carrier:
             saved = [{"blocks": torch.empty(0, dtype=torch.int64), "carried": {}}]  # carry_on says so
         own = saved[distributed_utils.get_data_parallel_rank() if len(saved) > 1 else 0]
         self.blocks = own["blocks"]
-        self.carry = Carry({}, self.restart)
+        self.carry = self._behind({})
         self.carry.after = own["carried"]
 
 
@@ -187,16 +200,21 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
     def __init__(self, args: Any, *others: Any, **kwargs: Any) -> None:
         super().__init__(args, *others, **kwargs)
         self._carriers: Dict[str, Carrier] = {}  # empty: nothing is carried
+        self._last_position: Optional[int] = None
         if getattr(args, "carry_state", False):
-            self._begin_to_carry(args.carry_positions)
+            self._begin_to_carry(args)
 
-    def _begin_to_carry(self, positions: str) -> None:
+    def _begin_to_carry(self, options: Any) -> None:
+        """As the options of the task or the attributes of the model, which have the same names, say."""
         if getattr(self.args, "add_bos_token", False):
             raise ValueError(
                 "--carry-state goes on with one text, and --add-bos-token begins a new one with each block: leave "
                 "one of them out"
             )
-        self._carriers = {split: Carrier(positions == "restart") for split in ("train", "valid")}
+        restart, at_most = options.carry_positions == "restart", getattr(options, "carry_at_most", 0)
+        if at_most < 0:
+            raise ValueError(f"--carry-at-most is {at_most}: it must be at least 0, which is no limit")
+        self._carriers = {split: Carrier(restart, at_most) for split in ("train", "valid")}
 
     def gather_state(self) -> None:
         """What is carried belongs to the checkpoint that is about to be saved; every process calls it."""
@@ -216,13 +234,15 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         model = super().build_model(args, from_checkpoint)
         # Whoever evaluates says so to the task.
         if not from_checkpoint and getattr(model, "carry_state", False) and not self._carriers:
-            self._begin_to_carry(model.carry_positions)
+            self._begin_to_carry(model)
             _note_in_the_task(args, model)
         if self._carriers and not hasattr(model, "carry_state"):
             raise ValueError(
                 "--carry-state needs a model whose state has one size, luna_lm: leave it out with "
                 f"{type(model).__name__}"
             )
+        if self._carriers and not self._carriers["train"].restart:
+            self._last_position = learned_positions(model.decoder.embed_positions)
         return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
@@ -237,6 +257,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         super().load_dataset(split, epoch, combine, **kwargs)
         if self._carriers:
             self.datasets[split] = ConsecutiveBlocks(self.datasets[split])
+            self.datasets[split].last_position = self._last_position
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Batches of fairseq's; those of consecutive blocks in their order."""
@@ -265,15 +286,23 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         """Batches for ``fairseq-eval-lm``; with ``--carry-state`` one row, or ``--batch-size`` of them.
 
         Raises:
-            ValueError: for a context window beside the carried state.
+            ValueError: for a context window beside the carried state, or blocks that are longer than the positions.
         """
+        if self._carriers and kwargs.pop("context_window", 0) > 0:
+            raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")
+        last, longest = kwargs.get("max_positions"), int(np.max(dataset.sizes, initial=0))
+        if isinstance(last, int) and longest > last and self.args.sample_break_mode != "eos":
+            raise ValueError(
+                f"--tokens-per-sample makes blocks of {longest} tokens, and the model has {last} positions, so that "
+                f"they would be left out: give at most {last} (with --carry-state a block knows all of the text "
+                "before it)"
+            )
         if not self._carriers:
             return super().eval_lm_dataloader(dataset, *args, **kwargs)
-        if kwargs.pop("context_window", 0) > 0:
-            raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")
         kwargs["batch_size"] = max(1, kwargs.get("batch_size") or 1)  # -1 is no limit, and rows are parts of the text
         batches = super().eval_lm_dataloader(dataset, *args, **kwargs)
-        return _Carried(batches, Carrier(self._carriers["valid"].restart))
+        known = self._carriers["valid"]
+        return _Carried(batches, Carrier(known.restart, known.at_most))
 
 
 def _note_in_the_task(cfg: Any, model: Any) -> None:
@@ -281,12 +310,13 @@ def _note_in_the_task(cfg: Any, model: Any) -> None:
 
     Args:
         cfg: the model's config within the whole, if it is within one.
-        model: with its ``carry_state`` and ``carry_positions``.
+        model: with ``carry_state`` and what belongs to it.
     """
     root: Any = cfg._get_root() if OmegaConf.is_config(cfg) else None
     if OmegaConf.is_config(root) and "task" in root:
         with open_dict(root.task):
-            root.task.carry_state, root.task.carry_positions = model.carry_state, model.carry_positions
+            for name in ("carry_state", "carry_positions", "carry_at_most"):
+                setattr(root.task, name, getattr(model, name))
 
 
 compat.tasks.extend_task(CheckedLanguageModelingTask, "language_modeling", CarryingLanguageModelingConfig)

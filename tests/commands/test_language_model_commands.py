@@ -14,6 +14,7 @@ import torch
 from fairseq.data import data_utils
 
 from luna_fairseq.models.luna_lm import LunaLanguageModel
+from luna_fairseq.modules.carried import Carry
 from support.running import ADAM, ROOT, USER_DIR, Corpus, LMCorpus, generate, logged, run_command, train
 from support.runs import assert_same
 
@@ -64,7 +65,7 @@ def trained(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _hub(folder: Path, lm_corpus: LMCorpus) -> Any:
-    return LunaLanguageModel.from_pretrained(str(folder), "checkpoint_last.pt", str(lm_corpus.folder))
+    return LunaLanguageModel.from_pretrained(folder, Path("checkpoint_last.pt"), lm_corpus.folder)
 
 
 def _text(hub: Any, data: str) -> torch.Tensor:
@@ -211,8 +212,32 @@ def test_the_hub_streams(trained: Path, lm_corpus: LMCorpus) -> None:
             assert token == int(scores.argmax())
             tokens = torch.cat([tokens, torch.tensor([token])])
     assert best == list(hub.stream(hub.encode("the small")[:-1], length=6, temperature=1e-4, seed=1))
-    with pytest.raises(ValueError, match="temperature is 0"):
-        hub.stream("a", temperature=0.0)
+    for options, said in (
+        (dict(temperature=0.0), "temperature is 0"),
+        (dict(length=-1), "length is -1"),
+        (dict(prompt=torch.tensor([[4]])), r"prompt is torch.int64 \[1, 1\]: give a text, or symbols"),
+        (dict(prompt=["a"]), "prompt is list: give a text"),
+        (dict(prompt=torch.tensor([10**6])), "prompt has symbols from 1000000 to 1000000: the dictionary has 0 to"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hub.stream(**options)
+
+
+def test_the_hub_streams_in_blocks_as_in_training(trained: Path, lm_corpus: LMCorpus) -> None:
+    """A prompt of several blocks included; with what ``from_pretrained`` is told."""
+    how = dict(carry_state=True, carry_positions="restart", carry_at_most=5)
+    hub = LunaLanguageModel.from_pretrained(str(trained), "checkpoint_last.pt", str(lm_corpus.folder), **how)
+    block = hub.task.args.tokens_per_sample
+    prompt = torch.randint(4, len(hub.src_dict), (2 * block + 3,), generator=torch.Generator().manual_seed(1))
+    got = torch.cat([torch.tensor([2]), prompt, torch.tensor(list(hub.stream(prompt, length=block, topk=1)))])
+    carry, outs = Carry({}, restart=True, at_most=5), []
+    with torch.no_grad():
+        for part in got.split(block):
+            outs.append(hub.models[0](part.unsqueeze(0), carry=carry)[0])
+            carry = carry.next(1)
+    scores = torch.cat(outs, dim=1)[0]
+    scores[:, hub.tgt_dict.pad()] = float("-inf")
+    assert scores.argmax(dim=1)[len(prompt) : -1].tolist() == got[len(prompt) + 1 :].tolist()
     with pytest.raises(ValueError, match="topk is 4000"):
         hub.stream("a", topk=4000)
 

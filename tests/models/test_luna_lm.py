@@ -12,7 +12,8 @@ from torch import Tensor
 
 from luna_fairseq.errors import CheckpointMismatch
 from luna_fairseq.models.luna_lm import REFUSED, LunaLanguageModel, LunaLanguageModelConfig
-from luna_fairseq.modules.carried import Carry
+from luna_fairseq.modules.carried import Carry, faded
+from luna_fairseq.ops import CausalState
 from support.models import (
     PAD,
     assert_close,
@@ -127,6 +128,48 @@ def test_positions_can_begin_again_with_each_block() -> None:
     assert (got[:, 6:] - model(tokens[:, 6:])[0]).abs().max() > 0.01  # it knows of the first one
     without = make_lm(no_token_positional_embeddings=True).eval()
     assert_close(_in_blocks(without, tokens, [6, 12], restart=True), without(tokens)[0], "no positions")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_fades_keeps_its_mean(tied: bool) -> None:
+    """By hand: the mean that attention reads is that of the positions, each with the weight of its part."""
+    old, new = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)  # sums of 10 and 2 positions, then of 6 new ones
+    counts = torch.tensor([10, 2])
+    states = [CausalState(old, old if tied else 2 * old, counts), CausalState(3 * old, 3 * old, counts)]
+    first, second = faded(states, 4)
+    assert first.steps.tolist() == [4, 2] and second.steps is first.steps, "layers share what was counted"
+    assert (first.value_sum is first.key_sum) is tied
+    mean = (first.key_sum + new) / (first.steps + 6).view(2, 1, 1, 1)
+    assert_close(mean[0], (4 * old[0] / 10 + new[0]) / 10, "ten positions count as four")
+    assert_close(mean[1], (old[1] + new[1]) / 8, "two count as two")
+    assert_close(first.value_sum, first.key_sum * (1 if tied else 2), "both sums alike")
+    assert faded(states, 0) is states and counts.tolist() == [10, 2]
+
+
+@pytest.mark.parametrize("options", [{}, dict(restart=True), dict(at_most=3), dict(restart=True, at_most=2)])
+@pytest.mark.parametrize("variant", [{}, {"untie_luna_kv": True}, {"share_packed_embeddings": True}], ids=_name)
+def test_blocks_token_by_token_are_blocks_at_once(options: Dict[str, Any], variant: Dict[str, Any]) -> None:
+    model = make_lm(**variant).eval()
+    tokens = _texts([15, 15])
+    want, state, got = _in_blocks(model, tokens, [5, 10, 15], **options), {}, []  # type: ignore[var-annotated]
+    for i in range(15):
+        if i % 5 == 0:
+            model.decoder.begin_block(state, **options)
+        got.append(model.decoder.extend(tokens[:, i : i + 1], state))
+    assert_close(torch.cat(got, 1), want, str(options))
+
+
+def test_what_fades_is_forgotten() -> None:
+    """The more so the less it counts as; the limit that nothing reaches changes nothing."""
+    model = make_lm(no_token_positional_embeddings=True).eval()
+    tokens = torch.cat([_texts([6, 6]), _texts([24])[[0, 0]]], dim=1)  # other beginnings, the same rest
+    bounds = list(range(6, 31, 6))
+
+    def remembered(at_most: int) -> float:
+        out = _in_blocks(model, tokens, bounds, at_most=at_most)[:, -6:]
+        return float((out[0] - out[1]).abs().max().detach())
+
+    assert 0 < remembered(1) < remembered(6) < remembered(0) == remembered(100)
 
 
 def test_the_state_does_not_grow() -> None:
@@ -303,6 +346,7 @@ def test_a_checkpoint_of_another_model_is_named(here: Dict[str, Any], there: Dic
         ({"projection_length": 0}, "--projection-length is 0"),
         ({"dropout": 1.5}, "--dropout is 1.5"),
         ({"max_target_positions": 0}, "--max-target-positions is 0"),
+        ({"carry_at_most": -1}, "--carry-at-most is -1"),
         ({"share_decoder_input_output_embed": True, "decoder_output_dim": 8}, "must equal --decoder-input-dim 32"),
         ({"share_decoder_input_output_embed": True, **ADAPTIVE}, "a plain table of embeddings"),
         ({"adaptive_input": True}, "needs --adaptive-input-cutoff"),

@@ -83,7 +83,7 @@ def test_step_by_step_is_all_at_once(variant: Dict[str, Any], side: str) -> None
         assert_close(torch.cat([o[0] for o in outs], 1)[target.ne(PAD)], want[target.ne(PAD)], f"calls {bounds}")
         attn = torch.cat([o[1]["attn"][0] for o in outs], 1)
         assert_close(attn[target.ne(PAD)], extra["attn"][0][target.ne(PAD)], "attention")
-    with pytest.raises(ValueError, match="all 9 target tokens were decoded before"):
+    with pytest.raises(ValueError, match="all 9 tokens were seen before"):
         model.decoder(target, encoder_out=encoder_out, incremental_state=state)
 
 

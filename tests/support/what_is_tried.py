@@ -267,6 +267,7 @@ _OF_THE_LANGUAGE_MODEL = """
 --causal-activation elu
 --untie-luna-kv
 --carry-state --carry-positions restart
+--carry-state --carry-at-most 8
 --sample-break-mode none
 --sample-break-mode complete
 --sample-break-mode complete_doc

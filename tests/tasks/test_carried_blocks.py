@@ -46,6 +46,11 @@ def _batches(task: Any, shard: int = 0, **options: Any) -> EpochBatchIterator:
     return task.get_batch_iterator(task.dataset("train"), shard_id=shard, **options)
 
 
+def _loaded(task: Any) -> Any:
+    task.load_dataset("train")
+    return task
+
+
 def _text(task: Any) -> List[int]:
     """What the blocks read, one after the other."""
     blocks = task.dataset("train").dataset
@@ -85,6 +90,24 @@ def test_blocks_that_are_too_long_are_named(folder: Path) -> None:
         _batches(_task(folder, sample_break_mode="eos"), max_positions=5, ignore_invalid_inputs=True)
 
 
+def test_a_row_that_is_longer_than_the_learned_positions_is_refused_before_anything_is_read(folder: Path) -> None:
+    """Not in its second block; positions from 0, or computed, have no end."""
+    tokens = len(_text(_loaded(_task(folder))))
+    task = _task(folder)
+    _built(task, "luna_lm", decoder_learned_pos=True)
+    with pytest.raises(
+        DataError, match=r"counts the \d+ tokens of a row, and the model has 8 learned positions: take"
+    ):
+        _batches(task)
+    for fits in (dict(decoder_learned_pos=True, max_target_positions=tokens), {}):
+        task = _task(folder)
+        _built(task, "luna_lm", **fits)
+        assert len(_batches(task))
+    task = _task(folder, carry_positions="restart")
+    _built(task, "luna_lm", decoder_learned_pos=True)
+    assert len(_batches(task))
+
+
 def test_without_the_option_everything_is_fairseqs(folder: Path) -> None:
     task = _task(folder, carry_state=False)
     batches = _batches(task)
@@ -119,10 +142,12 @@ def test_a_carrier_knows_what_comes_after_what(caplog: pytest.LogCaptureFixture)
     saved = carrier.state_dict()
     assert _go(carrier, _sample(7, 9)).before == {} and "comes before block 7" in caplog.text
     assert _go(carrier, _sample(0, 4, begins=True)).before == {}, "the next epoch"
-    other = Carrier(restart=True)
+    other = Carrier(restart=True, at_most=9)
     other.load_state_dict(saved)
-    carry = _go(other, _sample(3, 7))
-    assert carry.before["real"].tolist() == [2, 6] and carry.restart
+    for sample in (_sample(3, 7), _sample(3, 7), _sample(4, 8), _sample(0, begins=True)):
+        carry = _go(other, sample)
+        assert carry.restart and carry.at_most == 9
+        assert carry.before == {} or carry.before["real"].tolist() == (sample["id"] - 1).tolist()
 
 
 def test_training_and_validation_carry_apart(folder: Path) -> None:
@@ -176,6 +201,8 @@ def test_what_cannot_carry_is_refused(by_model: bool, folder: Path) -> None:
     """The option of the task, or that of the model (fairseq-hydra-train knows no other)."""
     with pytest.raises(ValueError, match="--add-bos-token begins a new one with each block"):
         _built(_task(folder, add_bos_token=True, carry_state=not by_model), "luna_lm", carry_state=by_model)
+    with pytest.raises(ValueError, match="--carry-at-most is -3: it must be at least 0"):
+        _task(folder, carry_at_most=-3)
     with pytest.raises(ValueError, match="--context-window and --carry-state both give a block what comes before"):
         _task(folder).eval_lm_dataloader(None, context_window=4)
     if not by_model:
@@ -194,12 +221,24 @@ def test_one_row_is_read_where_there_is_no_limit(folder: Path) -> None:
         assert len(batches) == len(task.dataset("train"))
 
 
+@pytest.mark.parametrize("carry", [False, True])
+def test_blocks_that_the_model_has_no_positions_for_are_refused(carry: bool, folder: Path) -> None:
+    """fairseq leaves them out, and scores what is left: nothing has a perplexity of 1."""
+    task = _task(folder, tokens_per_sample=9, carry_state=carry)
+    dataset = _loaded(task).dataset("train")
+    with pytest.raises(
+        ValueError, match="makes blocks of 9 tokens, and the model has 8 positions, so that they would"
+    ):
+        task.eval_lm_dataloader(dataset, batch_size=2, max_positions=8)
+    assert len(task.eval_lm_dataloader(dataset, batch_size=2, max_positions=9)) > 1
+
+
 def _built(task: Any, arch: str, **options: Any) -> Any:
     from fairseq.models import MODEL_DATACLASS_REGISTRY
 
     sizes = dict(decoder_embed_dim=16, decoder_layers=1, decoder_attention_heads=2)
     more = dict(decoder_input_dim=16, decoder_output_dim=16, add_bos_token=False, max_target_positions=8, tpu=False)
-    fixed = dict(_name=arch, tokens_per_sample=8, **sizes, **more, **options)
+    fixed = {"_name": arch, "tokens_per_sample": 8, **sizes, **more, **options}
     cfg = OmegaConf.create({"task": LanguageModelingConfig(), "model": MODEL_DATACLASS_REGISTRY[arch]()})
     cfg.model.merge_with(fixed)
     OmegaConf.set_struct(cfg, True)
@@ -210,9 +249,9 @@ def _built(task: Any, arch: str, **options: Any) -> Any:
 def test_the_option_of_the_model_is_for_training(folder: Path) -> None:
     """Who evaluates says by the task's what is wanted; a checkpoint has the options as its task's, too."""
     task = _task(folder, carry_state=False)
-    cfg = _built(task, "luna_lm", carry_state=True, carry_positions="restart")
-    assert task._carriers["train"].restart
-    assert (cfg.task.carry_state, cfg.task.carry_positions) == (True, "restart")
+    cfg = _built(task, "luna_lm", carry_state=True, carry_positions="restart", carry_at_most=5)
+    assert task._carriers["train"].restart and task._carriers["valid"].at_most == 5
+    assert (cfg.task.carry_state, cfg.task.carry_positions, cfg.task.carry_at_most) == (True, "restart", 5)
     task = _task(folder, carry_state=False)
     model = task.build_model(
         OmegaConf.create({"_name": "luna_lm", "carry_state": True, "decoder_layers": 1, "tokens_per_sample": 8,

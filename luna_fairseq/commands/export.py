@@ -38,7 +38,12 @@ def _export(args: argparse.Namespace) -> None:
     checkpoint = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     config = description(checkpoint, args.format)
     data = config["luna_fairseq"]["cfg"].get("task", {}).get("data") or ""
-    belongings = find_belongings(path, data, args.data, args.sentencepiece_model)
+    arena = config["luna_fairseq"]["cfg"].get("task", {}).get("_name") in (
+        "lra-text",
+        "lra-image",
+        "long_range_arena",
+    )
+    belongings = find_belongings(path, data, args.data, args.sentencepiece_model, has_dictionary=not arena)
     # What cannot be loaded with these dictionaries is not exported.
     changes: Dict[str, Any] = {} if belongings.data is None else {"data": str(belongings.data)}
     if "load_checkpoint_heads" in config["luna_fairseq"]["cfg"].get("model", {}):
@@ -67,7 +72,9 @@ def main(prog: str, arguments: List[str]) -> int:
         "--data", metavar="DIR", help="folder of the dictionaries, if it is not the one of the training"
     )
     parser.add_argument(
-        "--sentencepiece-model", metavar="FILE", help="to copy, if it lies neither by the dictionaries nor one higher"
+        "--sentencepiece-model",
+        metavar="FILE",
+        help="to copy, if it does not lie by the dictionaries or in the folder of their data-bin",
     )
     args = parser.parse_args(arguments)
     return run(prog, lambda: _export(args), RuntimeError, ValueError)

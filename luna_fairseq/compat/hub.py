@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from pathlib import Path
 from typing import Any, Collection, Dict, List
 
 from luna_fairseq.compat._replace import named, replaces
@@ -60,11 +61,13 @@ def _folder(path: str) -> str:
 def load_from_folders(
     original: Any,
     model_name_or_path: Any,
-    checkpoint_file: str = "model.pt",
-    data_name_or_path: str = ".",
+    checkpoint_file: Any = "model.pt",
+    data_name_or_path: Any = ".",
     archive_map: Any = None,
     **kwargs: Any,
 ) -> Any:
+    model_name_or_path, checkpoint_file = os.fspath(model_name_or_path), os.fspath(checkpoint_file)
+    data_name_or_path = os.fspath(data_name_or_path)
     known = (archive_map or {}).get(model_name_or_path, model_name_or_path)
     if isinstance(known, dict):  # a published model with options of its own
         own = {name: value for name, value in known.items() if name not in ("path", "checkpoint_file")}
@@ -86,6 +89,7 @@ def load_from_folders(
 def choose_the_users_pieces(original: Any, model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
     from omegaconf import DictConfig, open_dict
 
+    kwargs = {name: str(value) if isinstance(value, Path) else value for name, value in kwargs.items()}
     _check_names(kwargs)
     # Without the user's pieces, which fairseq would mix with the checkpoint's.
     loaded = original(

@@ -124,6 +124,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
+        with open(temporary, "rb") as written:  # a machine that goes down must not leave the name of an empty file
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,8 +12,6 @@ from luna_fairseq.errors import PreparationError
 
 CONFIG = "config.json"
 PIECES = "sentencepiece.bpe.model"  # the name under which fairseq's hub looks for it
-_PIECES = (PIECES, "sentencepiece.model", "spm.model")
-_GPT2 = ("encoder.json", "vocab.bpe")
 _DICTIONARIES = ("dict*.txt", "input0/dict.txt", "label/dict.txt")
 
 
@@ -29,7 +27,9 @@ class Belongings(NamedTuple):
     files: Dict[str, Path]
 
 
-def find_belongings(checkpoint: Path, data: str, given: Optional[str], pieces: Optional[str]) -> Belongings:
+def find_belongings(
+    checkpoint: Path, data: str, given: Optional[str], pieces: Optional[str], has_dictionary: bool = True
+) -> Belongings:
     """Dictionaries and pieces of a checkpoint.
 
     Args:
@@ -37,11 +37,19 @@ def find_belongings(checkpoint: Path, data: str, given: Optional[str], pieces: O
         data: the data folders that it names, separated by colons; maybe of another machine.
         given: the folder that the user names, which must hold a dictionary, or None.
         pieces: the SentencePiece model that the user names, or None to look beside the dictionaries, one folder
-            higher, and beside the checkpoint.
+            higher, in that of their ``data-bin``, and beside the checkpoint.
+        has_dictionary: the task has ``dict*.txt``, as those of the Long Range Arena have not.
 
     Raises:
-        PreparationError: if what the user names is not there.
+        PreparationError: if what the user names is not there, or there is no dictionary.
+        DataError: if it is no SentencePiece model.
     """
+    # Here, because it takes seconds.
+    from sentencepiece import SentencePieceProcessor
+
+    from luna_fairseq.models._hub import GPT2_PIECES, places_of_pieces
+    from luna_fairseq.models._hub import PIECES as NAMES
+
     first = data.split(os.pathsep)[0]
     places = [Path(given)] if given else [*([Path(first)] if first else []), checkpoint.parent]
     for folder in places:
@@ -51,6 +59,11 @@ def find_belongings(checkpoint: Path, data: str, given: Optional[str], pieces: O
     else:
         if given:
             raise PreparationError(f"there is no dict*.txt in {given}: name the folder of the dictionaries as --data")
+        if first and has_dictionary:
+            raise PreparationError(
+                f"there is no dict*.txt in {Path(first).absolute()}, which the checkpoint names as {first}, nor "
+                "beside the checkpoint: name the folder of the dictionaries as --data"
+            )
         folder, found = checkpoint.parent, []
     named = folder if found else None
     files = {path.relative_to(folder).as_posix(): path for path in found}
@@ -60,14 +73,16 @@ def find_belongings(checkpoint: Path, data: str, given: Optional[str], pieces: O
                 f"there is no file {pieces}: name the SentencePiece model as --sentencepiece-model"
             )
         files[PIECES] = Path(pieces)
+        SentencePieceProcessor(model_file=pieces)  # which, as repaired, names a file that is no such model
         return Belongings(named, files)
-    for place in (folder, folder.absolute().parent, checkpoint.parent):
-        model = next((place / name for name in _PIECES if (place / name).is_file()), None)
+    known = map(Path, places_of_pieces(folder))
+    for place in (*known, folder.absolute().parent, checkpoint.parent):
+        model = next((place / name for name in (*NAMES, "spm.model") if (place / name).is_file()), None)
         if model is not None:
             files[PIECES] = model
             break
-        if all((place / name).is_file() for name in _GPT2):
-            files.update({name: place / name for name in _GPT2})
+        if all((place / name).is_file() for name in GPT2_PIECES):
+            files.update({name: place / name for name in GPT2_PIECES})
             break
     return Belongings(named, files)
 

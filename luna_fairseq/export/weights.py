@@ -5,6 +5,7 @@ The optimizer's state and the random numbers are left out: no training goes on f
 """
 
 import json
+import stat
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -84,7 +85,11 @@ def write_weights(folder: Path, checkpoint: Dict[str, Any], config: Dict[str, An
     own = config["luna_fairseq"]
     own["tied"], own["names"] = tied, list(state)
     own["modules"] = plain(getattr(state, "_metadata", None))
-    need_safetensors().save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    path = folder / WEIGHTS
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)  # who else may read a file: safetensors' own only its owner
+    need_safetensors().save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def read_checkpoint(folder: Path) -> Dict[str, Any]:

@@ -15,36 +15,57 @@ from luna_fairseq.data.pieces import UNKNOWN_WORD
 
 # A sentence, a pair of sentences, or symbols that were encoded before.
 Text = Union[str, Tuple[str, ...], Tensor]
+StrPath = Union[str, "os.PathLike[str]"]
+
+PIECES = ("sentencepiece.bpe.model", "sentencepiece.model")  # files by which pieces are known
+GPT2_PIECES = ("encoder.json", "vocab.bpe")
+
+
+def places_of_pieces(folder: StrPath) -> List[str]:
+    """Where the pieces of data may lie: in its folder, or in that of ``data-bin``, as luna-fairseq prepare has it.
+
+    Args:
+        folder: of ``dict.txt``: ``X``, ``X/data-bin``, or ``X/data-bin/shard0``.
+    """
+    path = os.path.abspath(folder)
+    places = [path]
+    for _ in range(2):
+        path, name = os.path.split(path)
+        if name == "data-bin":
+            return [*places, path]
+    return places
 
 
 def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """Which segmentation belongs to a model: what ``options`` say, else what lies beside its dictionary.
 
     Args:
-        folder: where ``dict.txt`` is; may hold ``sentencepiece.model`` (or ``sentencepiece.bpe.model``), or
-            ``encoder.json`` and ``vocab.bpe`` of the GPT-2 BPE.
+        folder: where ``dict.txt`` is; it, or the folder of the ``data-bin`` that it is or lies in, may hold
+            ``sentencepiece.model`` (or ``sentencepiece.bpe.model``), or ``encoder.json`` and ``vocab.bpe`` of the
+            GPT-2 BPE.
         options: of ``from_pretrained``; not changed.
 
     Returns:
         the options, completed as far as the files are there.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    for name in ("sentencepiece.model", "sentencepiece.bpe.model"):
-        path = os.path.join(folder, name)
+    places = places_of_pieces(folder)
+    for path in (os.path.join(place, name) for place in places for name in reversed(PIECES)):
         if options.get("bpe") in (None, "sentencepiece") and os.path.isfile(path):
             options["bpe"] = "sentencepiece"
             options.setdefault("sentencepiece_model", path)
     if options.get("bpe") in (None, "gpt2"):
-        for option, name in (("gpt2_encoder_json", "encoder.json"), ("gpt2_vocab_bpe", "vocab.bpe")):
-            path = os.path.join(folder, name)
-            if os.path.isfile(path):
-                options["bpe"] = "gpt2"
-                options.setdefault(option, path)
+        for place in places:
+            for option, name in zip(("gpt2_encoder_json", "gpt2_vocab_bpe"), GPT2_PIECES, strict=True):
+                path = os.path.join(place, name)
+                if os.path.isfile(path):
+                    options["bpe"] = "gpt2"
+                    options.setdefault(option, path)
     return options
 
 
 def load_for_hub(
-    model_name_or_path: str, checkpoint_file: str, data_name_or_path: str, **options: Any
+    model_name_or_path: StrPath, checkpoint_file: StrPath, data_name_or_path: StrPath, **options: Any
 ) -> Dict[str, Any]:
     """Load a checkpoint with its dictionary and its pieces.
 
@@ -61,6 +82,8 @@ def load_for_hub(
     Raises:
         FileNotFoundError: if the checkpoint or the dictionary does not exist.
     """
+    model_name_or_path, checkpoint_file = os.fspath(model_name_or_path), os.fspath(checkpoint_file)
+    data_name_or_path = os.fspath(data_name_or_path)
     path = os.path.join(model_name_or_path, checkpoint_file)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")

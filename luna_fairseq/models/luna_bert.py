@@ -24,7 +24,7 @@ from luna_fairseq.models._config import (
     nested_config,
     register_architectures,
 )
-from luna_fairseq.models._hub import LunaHubInterface, load_for_hub
+from luna_fairseq.models._hub import LunaHubInterface, StrPath, load_for_hub
 from luna_fairseq.models.luna import LunaEncoder, source_padding
 from luna_fairseq.modules.heads import HEADS, FirstTokenHead
 from luna_fairseq.modules.packed_input import BERT_STD
@@ -295,9 +295,9 @@ class LunaBertModel(RobertaModel):
     @classmethod
     def from_pretrained(
         cls,
-        model_name_or_path: str,
-        checkpoint_file: str = "model.pt",
-        data_name_or_path: str = ".",
+        model_name_or_path: StrPath,
+        checkpoint_file: StrPath = "model.pt",
+        data_name_or_path: StrPath = ".",
         bpe: Optional[str] = None,
         **kwargs: Any,
     ) -> LunaHubInterface:

@@ -124,6 +124,7 @@ def test_eval_lm_loads_an_old_style_checkpoint(corpus: Corpus, tmp_path: Path) -
     state["cfg"] = None
     torch.save(state, path)
     command = ["fairseq-eval-lm", tmp_path / "data", "--path", path, "--cpu", "--num-workers", 0, "--batch-size", 4]
+    command += ["--tokens-per-sample", 16]
     assert "Perplexity" in run_command(*command, "--user-dir", USER_DIR)
     assert "Weights only load failed" in run_command(*command, code=1), "torch loads it without the plugin too"
 
@@ -152,11 +153,11 @@ def test_interactive_survives_odd_lines(corpus: Corpus, trained: Path) -> None:
 
 def test_from_pretrained_translates(corpus: Corpus, trained: Path) -> None:
     hub = LunaModel.from_pretrained(
-        str(trained),
-        checkpoint_file="checkpoint_last.pt",
-        data_name_or_path=str(corpus.data),
+        trained,
+        checkpoint_file=Path("checkpoint_last.pt"),
+        data_name_or_path=Path(corpus.data),
         bpe="sentencepiece",
-        sentencepiece_model=str(corpus.spm),
+        sentencepiece_model=corpus.spm,
     )
     assert isinstance(hub.models[0], LunaModel)
     one = hub.translate("the old cat", beam=2)

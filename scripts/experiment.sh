@@ -41,7 +41,7 @@ own() {
   mark=.made-by-$(basename "$0")
   shift
   [ ! -e "$folder" ] && [ ! -L "$folder" ] || [ -d "$folder" ] || fail "$folder is not a folder: set OUT to another one"
-  mkdir -p "$folder"
+  made=$(mkdir -p "$folder" 2>&1) || fail "$folder cannot be made (${made##*: }): set OUT to another folder"
   # In this order another script that takes it at the same moment does no harm.
   found=$(find -H "$folder" -mindepth 1 -maxdepth 1 ! -name smoke ! -name lost+found ! -name .DS_Store -print -quit)
   if [ -n "$found" ] && [ ! -e "$folder/$mark" ]; then
@@ -68,7 +68,13 @@ hydra() {
   for option; do HYDRA+=("${option%%=*}=$(quoted "${option#*=}")"); done
 }
 
-has_gpu() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
+# Whether torch finds a GPU. Whoever cannot be asked has not said no.
+has_gpu() {
+  local code=0
+  python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 10)' || code=$?
+  [[ $code == 0 || $code == 10 ]] || fail_with "$code" "torch could not be asked for a GPU, see above (exit code $code): run it again"
+  return "$code"
+}
 
 # absolute PATHS: fairseq-hydra-train may work in another folder; several paths are joined by ":".
 absolute() {

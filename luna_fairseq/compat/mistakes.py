@@ -5,6 +5,7 @@
 """
 
 import argparse
+import ast
 import difflib
 import dis
 import functools
@@ -218,7 +219,18 @@ class _Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(option)
             if action is not None and action.choices and getattr(found, action.dest, None) is None:
                 self.error(f"the following arguments are required: {option}")
+        self._check_overrides(getattr(found, "model_overrides", None))
         return found, rest
+
+    def _check_overrides(self, given: Optional[str]) -> None:
+        """End the command at once: the task is made, or the checkpoint loaded, before fairseq reads them."""
+        try:
+            if given is None or isinstance(ast.literal_eval(given), dict):
+                return
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+        said = f"--model-overrides is {given!r}: give a dictionary, such as \"{{'max_target_positions': 2048}}\""
+        self.exit(2, f"{self.prog}: error: {said}\n")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {self._explain(message)}\n")

@@ -26,6 +26,17 @@ def test_the_accuracy_is_kept_beside_its_keys(tag: str, logged: str, accuracy: f
     assert said == json.dumps({"config": "a", "from": "b", "tag": tag, "accuracy": accuracy}) + "\n"
 
 
+@pytest.mark.parametrize(("answer", "said"), [(0, "yes\n"), (10, "no\n")])
+def test_torch_is_asked_for_a_gpu(answer: int, said: str, tmp_path: Path) -> None:
+    assert run_shell(f"python() {{ return {answer}; }}; has_gpu && echo yes || echo no", tmp_path) == said
+
+
+def test_a_torch_that_cannot_be_asked_has_not_said_no(tmp_path: Path) -> None:
+    """One that is killed, or cannot be imported: a run would go to the CPU without a word."""
+    said = run_shell("python() { return 137; }; has_gpu || echo no", tmp_path, code=137)
+    assert said == "it: torch could not be asked for a GPU, see above (exit code 137): run it again\n"
+
+
 def test_no_accuracy(tmp_path: Path) -> None:
     validate = VALIDATE.replace("accuracy", "ppl") % 3
     said = run_shell(f'{validate}evaluate "$1" data valid config=a -- --task x', tmp_path, code=1)

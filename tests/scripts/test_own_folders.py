@@ -80,6 +80,15 @@ def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Pat
     assert snapshot(home) == before
 
 
+@pytest.mark.parametrize("script", ["multi30k", "lra", "wmt14", "language_model"])
+def test_a_file_has_no_room_for_a_smoke_run(script: str, home: Path) -> None:
+    before = snapshot(home)
+    said = _run(script, _commands(home)[script], home / "bin" / "mytool", home, SMOKE="1", HOME=str(home))
+    assert said.startswith(f"{script}.sh: ") and said.count("\n") == 1, said
+    assert "mytool/smoke cannot be made (Not a directory): set OUT to another folder" in said
+    assert snapshot(home) == before
+
+
 def test_the_root_is_refused() -> None:
     """By the function alone: were it broken, a script would remove /bin."""
     said = run_shell('own / "$@"', code=1)

@@ -51,7 +51,7 @@ from fairseq.models import distributed_fairseq_model, fconv
 from fairseq.optim import AMPOptimizer
 from fairseq.optim.sgd import SGD
 from fairseq.search import DiverseBeamSearch
-from fairseq.sequence_generator import EnsembleModel, EnsembleModelWithAlignment
+from fairseq.sequence_generator import EnsembleModel, EnsembleModelWithAlignment, SequenceGenerator
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.masked_lm import MaskedLMConfig
@@ -214,6 +214,12 @@ def say_what_was_meant(folder: Path, patch: Patch) -> None:
         "fairseq-train: error: argument --arch/-a: invalid choice: 'transfomer': did you mean trans"
     )
     assert said.count("\n") == 1 and said.endswith(" (all: fairseq-train --help)\n")
+    for wrong in ("{'dropout': 0.1", "0.1", "dropout=0.1"):
+        printed.truncate(0)
+        with pytest.raises(SystemExit, match="2"):
+            options.get_generation_parser().parse_args(["--model-overrides", wrong])
+        assert f"error: --model-overrides is {wrong!r}: give a dictionary" in printed.getvalue()
+    options.get_generation_parser().parse_args(["--model-overrides", "{'dropout': 0.1}"])
 
 
 def print_every_character(folder: Path, patch: Patch) -> None:
@@ -927,6 +933,23 @@ def compute_attention_for_its_reader(folder: Path, patch: Patch) -> None:
     model = make_model()
     assert EnsembleModelWithAlignment([model]).models[0].decoder.need_attn
     assert not EnsembleModel([model]).models[0].decoder.need_attn and not model.decoder.need_attn
+
+
+def refuse_another_language(folder: Path, patch: Patch) -> None:
+    model = make_model()
+    target, fewer, others = model.decoder.dictionary, make_dictionary(), make_dictionary()
+    fewer.symbols = fewer.symbols[:-1]
+    others.symbols = [*others.symbols[:-1], "another"]
+    lm = SimpleNamespace(decoder=SimpleNamespace(dictionary=fewer), eval=lambda: None)
+    with pytest.raises(
+        ValueError, match=f"knows {len(target) - 1} symbols, and the target language has {len(target)}"
+    ):
+        SequenceGenerator([model], target, lm_model=lm)
+    lm.decoder.dictionary = others
+    with pytest.raises(ValueError, match=f"symbol {len(target) - 1} is 'another' to the language model"):
+        SequenceGenerator([model], target, lm_model=lm)
+    lm.decoder.dictionary = make_dictionary()
+    assert SequenceGenerator([model], target, lm_model=lm).lm_model is lm
 
 
 def _told(patch: Patch, side: str, method: str, *given: Any) -> List[bool]:

@@ -25,6 +25,8 @@ SMOKE_OPTIONS=(++model.encoder_layers=1 ++model.encoder_embed_dim=16 ++model.enc
 # What luna-fairseq prepare is told, and the folder of the data: configs of one task share it.
 data_of() {
   case $1 in
+    text_small) echo "text text_small --hold-out 1000" ;;
+    image_small) echo "image image" ;;
     listops_small) echo "listops listops_small --min-length 64 --max-length 256" ;;
     pathfinder | pathfinder_small) echo "pathfinder pathfinder --size 32" ;;
     pathfinder128) echo "pathfinder pathfinder128 --size 128" ;;

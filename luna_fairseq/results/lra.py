@@ -31,6 +31,8 @@ TASKS = {"ListOps": "listops", "Text": "text", "Retrieval": "retrieval", "Image"
 OTHERS = {
     "Path-X": "pathfinder128",
     "ListOps, 64 to 256 tokens": "listops_small",
+    "Text, 1,000 bytes": "text_small",
+    "Image, few updates": "image_small",
     "Pathfinder, few updates": "pathfinder_small",
     "digits": "digits",
 }

@@ -26,6 +26,7 @@ MODEL=(
     --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
     --encoder-attention-heads 4 --decoder-attention-heads 4
     --encoder-normalize-before --decoder-normalize-before
+    --packed-position-bias 1
 )
 TRAINING=(
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.0 --max-tokens 1024

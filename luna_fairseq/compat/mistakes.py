@@ -227,7 +227,7 @@ class _Parser(argparse.ArgumentParser):
         try:
             if given is None or isinstance(ast.literal_eval(given), dict):
                 return
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             pass
         said = f"--model-overrides is {given!r}: give a dictionary, such as \"{{'max_target_positions': 2048}}\""
         self.exit(2, f"{self.prog}: error: {said}\n")

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -117,6 +118,14 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _flush(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # of a file system without it
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to, which becomes ``path`` at the end, or is removed after an error."""
@@ -125,7 +134,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb") as written:  # a machine that goes down must not leave the name of an empty file
-            os.fsync(written.fileno())
+            _flush(written.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -45,8 +45,6 @@ def find_belongings(
         DataError: if it is no SentencePiece model.
     """
     # Here, because it takes seconds.
-    from sentencepiece import SentencePieceProcessor
-
     from luna_fairseq.models._hub import GPT2_PIECES, places_of_pieces
     from luna_fairseq.models._hub import PIECES as NAMES
 
@@ -72,6 +70,8 @@ def find_belongings(
             raise PreparationError(
                 f"there is no file {pieces}: name the SentencePiece model as --sentencepiece-model"
             )
+        from sentencepiece import SentencePieceProcessor
+
         files[PIECES] = Path(pieces)
         SentencePieceProcessor(model_file=pieces)  # which, as repaired, names a file that is no such model
         return Belongings(named, files)

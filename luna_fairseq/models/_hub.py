@@ -17,7 +17,7 @@ from luna_fairseq.data.pieces import UNKNOWN_WORD
 Text = Union[str, Tuple[str, ...], Tensor]
 StrPath = Union[str, "os.PathLike[str]"]
 
-PIECES = ("sentencepiece.bpe.model", "sentencepiece.model")  # files by which pieces are known
+PIECES = ("sentencepiece.model", "sentencepiece.bpe.model")  # files by which pieces are known
 GPT2_PIECES = ("encoder.json", "vocab.bpe")
 
 
@@ -50,17 +50,16 @@ def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """
     options = {name: value for name, value in options.items() if value is not None}
     places = places_of_pieces(folder)
-    for path in (os.path.join(place, name) for place in places for name in reversed(PIECES)):
+    for path in (os.path.join(place, name) for place in places for name in PIECES):
         if options.get("bpe") in (None, "sentencepiece") and os.path.isfile(path):
             options["bpe"] = "sentencepiece"
             options.setdefault("sentencepiece_model", path)
     if options.get("bpe") in (None, "gpt2"):
         for place in places:
-            for option, name in zip(("gpt2_encoder_json", "gpt2_vocab_bpe"), GPT2_PIECES, strict=True):
-                path = os.path.join(place, name)
-                if os.path.isfile(path):
-                    options["bpe"] = "gpt2"
-                    options.setdefault(option, path)
+            files = dict(zip(("gpt2_encoder_json", "gpt2_vocab_bpe"), GPT2_PIECES, strict=True))
+            found = {option: os.path.join(place, name) for option, name in files.items()}
+            if all(map(os.path.isfile, found.values())):
+                return {**found, **options, "bpe": "gpt2"}
     return options
 
 

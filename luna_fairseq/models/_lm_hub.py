@@ -35,8 +35,8 @@ class LunaLanguageModelHub(GeneratorHubInterface):
     ) -> Iterator[int]:
         """Sample a text token by token; memory and time a token do not depend on how many there were before.
 
-        A model that was trained with ``--carry-state`` begins blocks as it did there: of as many tokens, its
-        positions from 0 and what came before faded if it was so in training. Another one counts on.
+        A model that was trained with ``--carry-state`` begins a block every ``--tokens-per-sample`` tokens,
+        with positions from 0 and what came before faded if it was so in training. Another one counts on.
         ``from_pretrained(..., carry_state=True, carry_positions="restart")`` has it otherwise.
 
         Args:
@@ -61,6 +61,7 @@ class LunaLanguageModelHub(GeneratorHubInterface):
             raise ValueError(f"length is {length}: it must be at least 0, or None for a text without end")
         if not isinstance(prompt, str):
             _check_symbols(prompt, len(self.src_dict))
+            prompt = prompt[prompt.ne(self.src_dict.pad())].long()
         return self._stream(prompt, length, temperature, topk, seed)
 
     def _stream(
@@ -112,7 +113,7 @@ class LunaLanguageModelHub(GeneratorHubInterface):
 
 def _check_symbols(prompt: Tensor, symbols: int) -> None:
     """Raise ValueError for anything but ``[N]`` int64, each a symbol of the dictionary."""
-    if not isinstance(prompt, Tensor) or prompt.dim() != 1 or prompt.is_floating_point():
+    if not isinstance(prompt, Tensor) or prompt.dim() != 1 or prompt.dtype not in (torch.int32, torch.int64):
         found = f"{prompt.dtype} {list(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__
         raise ValueError(f"prompt is {found}: give a text, or symbols as a tensor [N] of int64")
     if len(prompt) and not 0 <= int(prompt.min()) <= int(prompt.max()) < symbols:

@@ -36,7 +36,7 @@ from luna_fairseq.models._lm_hub import LunaLanguageModelHub
 from luna_fairseq.models.luna import LunaDecoder, wrap_layer
 from luna_fairseq.modules import CausalLunaAttention, LunaLanguageModelLayer, PackedInput
 from luna_fairseq.modules.attention import IncrementalState
-from luna_fairseq.modules.carried import Carry, faded
+from luna_fairseq.modules.carried import CARRY_OPTIONS, Carry, check_carried, faded
 
 
 @dataclass
@@ -185,12 +185,13 @@ class LunaLanguageModelDecoder(LunaDecoder):
 
     def _carry_on(self, tokens: Tensor, carry: Carry) -> Tuple[Tensor, Dict[str, Any]]:
         """Features of tokens that follow what is carried, and what they leave."""
-        start = carry.before.get("real", tokens.new_zeros(tokens.size(0)))
+        had = carry.before_on(tokens.device)
+        start = had.get("real", tokens.new_zeros(tokens.size(0)))
         known: Dict[nn.Module, ops.CausalState] = {}
         for index, attention in enumerate(self._attentions()):
-            if f"{index}.steps" in carry.before:
-                key_sum, steps = carry.before[f"{index}.key_sum"], carry.before[f"{index}.steps"]
-                known[attention] = ops.CausalState(key_sum, carry.before.get(f"{index}.value_sum", key_sum), steps)
+            if f"{index}.steps" in had:
+                key_sum, steps = had[f"{index}.key_sum"], had[f"{index}.steps"]
+                known[attention] = ops.CausalState(key_sum, had.get(f"{index}.value_sum", key_sum), steps)
         before = dict(zip(known, faded(list(known.values()), carry.at_most), strict=True))
         is_padding = tokens.eq(self.padding_idx)
         state: IncrementalState = {}
@@ -275,9 +276,20 @@ class LunaLanguageModel(FairseqLanguageModel):
         args.packed_position_bias = args.word_dropout = 0.0
         embed_tokens = cls.build_embedding(args, task.source_dictionary)
         model = cls(LunaLanguageModelDecoder(nested_config(args), task.target_dictionary, embed_tokens))
-        model.carry_state, model.carry_positions = args.carry_state, str(args.carry_positions)
-        model.carry_at_most = args.carry_at_most
+        model.carry_on(**{name: getattr(args, name) for name in CARRY_OPTIONS})
         return model
+
+    def carry_on(self, carry_state: bool = False, carry_positions: str = "continue", carry_at_most: int = 0) -> None:
+        """Note what is carried from block to block, and how; the options of these names.
+
+        Raises:
+            ValueError: for positions or a number that cannot be.
+        """
+        carry_positions = str(carry_positions)  # it may be one of an enumeration
+        if carry_positions not in ("continue", "restart"):
+            raise ValueError(f"--carry-positions is {carry_positions!r}: choose continue or restart")
+        check_carried(carry_state, carry_at_most)
+        self.carry_state, self.carry_positions, self.carry_at_most = carry_state, carry_positions, carry_at_most
 
     @classmethod
     def build_embedding(cls, args: Any, dictionary: Any) -> nn.Module:
@@ -336,12 +348,18 @@ class LunaLanguageModel(FairseqLanguageModel):
             checkpoint_file: its name there.
             data_name_or_path: folder of ``dict.txt``; one that starts with a dot is looked for from the
                 checkpoint's folder. ``sentencepiece.model`` or GPT-2's files beside it are the pieces.
-            kwargs: other options to override, such as ``bpe`` and ``sentencepiece_model``.
+            kwargs: other options to override, such as ``bpe`` and ``sentencepiece_model``; of ``carry_state``,
+                ``carry_positions`` and ``carry_at_most`` (which ``stream`` goes by) all, if one is given.
 
         Raises:
             FileNotFoundError: if the checkpoint or the dictionary does not exist.
+            ValueError: for an option that cannot be.
         """
+        how = {name: kwargs.pop(name) for name in CARRY_OPTIONS if name in kwargs}
         loaded = load_for_hub(model_name_or_path, checkpoint_file, data_name_or_path, **kwargs)
+        for model in loaded["models"]:  # fairseq overrides only what a checkpoint has, and older ones lack these
+            if how:
+                model.carry_on(**how)
         return LunaLanguageModelHub(loaded["args"], loaded["task"], loaded["models"]).eval()
 
 
@@ -354,7 +372,6 @@ def _check_lm_config(args: Any) -> None:
     check_refused(args, REFUSED)
     check_stack(args, "decoder")
     check_at_least(1, args, "max_target_positions")
-    check_at_least(0, args, "carry_at_most")
     widths = (args.decoder_input_dim, args.decoder_output_dim)
     if args.share_decoder_input_output_embed and (args.adaptive_input or args.character_embeddings):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from typing import Dict, List, Tuple
 
+import torch
 from torch import Tensor
 
 from luna_fairseq.ops import CausalState
@@ -9,6 +10,20 @@ from luna_fairseq.ops import CausalState
 # For every row of a batch: "real", [B] int64, how many tokens it has had; and for layer i the CausalState that they
 # have left, "i.key_sum", "i.value_sum" (missing where keys are values) and "i.steps".
 Carried = Dict[str, Tensor]
+
+
+# Options of the language model and of its task; what they say is in attributes of these names, too.
+CARRY_OPTIONS = ("carry_state", "carry_positions", "carry_at_most")
+
+
+def check_carried(carry_state: bool, carry_at_most: int) -> None:
+    """Raise ValueError for a limit on what is carried that cannot be, or limits nothing."""
+    if carry_at_most < 0:
+        raise ValueError(f"--carry-at-most is {carry_at_most}: it must be at least 0, which is no limit")
+    if carry_at_most and not carry_state:
+        raise ValueError(
+            f"--carry-at-most is {carry_at_most}, and nothing is carried: add --carry-state, or leave it out"
+        )
 
 
 def faded(states: List[CausalState], at_most: int) -> List[CausalState]:
@@ -29,7 +44,7 @@ def faded(states: List[CausalState], at_most: int) -> List[CausalState]:
     for state in states:
         if id(state.steps) not in known:
             steps = state.steps.clamp(max=at_most)
-            share = steps.double() / state.steps.clamp(min=1)
+            share = steps / state.steps.clamp(min=1)
             known[id(state.steps)] = steps, share.to(state.key_sum.dtype).view(-1, 1, 1, 1)
         steps, share = known[id(state.steps)]
         key_sum = state.key_sum * share
@@ -55,6 +70,11 @@ class Carry:
         self.restart = restart
         self.at_most = at_most
         self.after: Carried = {}
+
+    def before_on(self, device: torch.device) -> Carried:
+        """What is ``before``, on a device; what layers share stays shared."""
+        once = {id(x): x.to(device) for x in self.before.values()}
+        return {name: once[id(x)] for name, x in self.before.items()}
 
     def next(self, rows: int) -> "Carry":
         """For the next block of the first ``rows`` texts; the others have ended."""

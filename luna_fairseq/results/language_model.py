@@ -40,7 +40,8 @@ def cells(folder: Path) -> List[str]:
     words = [float(speed) for speed in re.findall(r"train_inner.*? wps=([\d.]+)", log)]
     speed = f"{statistics.median(words):.0f}" if words else ""
     best = min(found, key=float)
-    return [best, *(str(scores.get(kind, "")) for kind in KINDS), parameters(log), speed]
+    missing = "" if "transformer" in folder.name else NOT_RUN
+    return [best, *(str(scores.get(kind, missing)) for kind in KINDS), parameters(log), speed]
 
 
 def table(out: Path, configs: Path) -> str:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -21,7 +22,7 @@ from luna_fairseq import compat
 from luna_fairseq.checks import check_complete, check_dictionary, check_folder
 from luna_fairseq.errors import DataError
 from luna_fairseq.models._config import CarryOptions
-from luna_fairseq.modules.carried import Carried, Carry
+from luna_fairseq.modules.carried import CARRY_OPTIONS, Carried, Carry, check_carried
 from luna_fairseq.modules.positions import learned_positions
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Carrier:
         """The same batch with what the model needs to go on behind the batch before; an empty one as it is."""
         if not sample:
             return sample
-        blocks, tokens = sample["id"].cpu(), sample["net_input"]["src_tokens"]
+        blocks = sample["id"].cpu()
         if self.blocks is None or sample["begins"]:
             carry = self._behind({})
         elif torch.equal(blocks, self.blocks):  # the same batch again
@@ -121,7 +122,6 @@ class Carrier:
         else:
             logger.warning("no state is known for what comes before block %d: it begins with none", int(blocks[0]))
             carry = self._behind({})
-        carry.before = {name: x.to(tokens.device) for name, x in carry.before.items()}
         self.blocks, self.carry = blocks, carry
         return {**sample, "net_input": {**sample["net_input"], "carry": carry}}
 
@@ -201,6 +201,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         super().__init__(args, *others, **kwargs)
         self._carriers: Dict[str, Carrier] = {}  # empty: nothing is carried
         self._last_position: Optional[int] = None
+        check_carried(getattr(args, "carry_state", False), getattr(args, "carry_at_most", 0))
         if getattr(args, "carry_state", False):
             self._begin_to_carry(args)
 
@@ -212,8 +213,6 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
                 "one of them out"
             )
         restart, at_most = options.carry_positions == "restart", getattr(options, "carry_at_most", 0)
-        if at_most < 0:
-            raise ValueError(f"--carry-at-most is {at_most}: it must be at least 0, which is no limit")
         self._carriers = {split: Carrier(restart, at_most) for split in ("train", "valid")}
 
     def gather_state(self) -> None:
@@ -241,9 +240,22 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
                 "--carry-state needs a model whose state has one size, luna_lm: leave it out with "
                 f"{type(model).__name__}"
             )
-        if self._carriers and not self._carriers["train"].restart:
-            self._last_position = learned_positions(model.decoder.embed_positions)
+        if self._carriers:
+            self._compare(model)
         return model
+
+    def _compare(self, model: Any) -> None:
+        """What is carried here with what the model has positions for, and was trained with."""
+        known = self._carriers["valid"]
+        learned = None if known.restart else learned_positions(model.decoder.embed_positions)
+        self._last_position = min(self._last_position or sys.maxsize, learned) if learned else self._last_position
+        trained = model.carry_positions == "restart", model.carry_at_most
+        if model.carry_state and trained != (known.restart, known.at_most):
+            logger.warning(
+                "the model was trained with --carry-positions %s --carry-at-most %d, which is not what is done here",
+                model.carry_positions,
+                model.carry_at_most,
+            )
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split.
@@ -291,6 +303,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         if self._carriers and kwargs.pop("context_window", 0) > 0:
             raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")
         last, longest = kwargs.get("max_positions"), int(np.max(dataset.sizes, initial=0))
+        longest = min(longest, self.args.tokens_per_sample)  # a sentence may be longer, and is left out by itself
         if isinstance(last, int) and longest > last and self.args.sample_break_mode != "eos":
             raise ValueError(
                 f"--tokens-per-sample makes blocks of {longest} tokens, and the model has {last} positions, so that "
@@ -315,7 +328,7 @@ def _note_in_the_task(cfg: Any, model: Any) -> None:
     root: Any = cfg._get_root() if OmegaConf.is_config(cfg) else None
     if OmegaConf.is_config(root) and "task" in root:
         with open_dict(root.task):
-            for name in ("carry_state", "carry_positions", "carry_at_most"):
+            for name in CARRY_OPTIONS:
                 setattr(root.task, name, getattr(model, name))
 
 

@@ -223,10 +223,16 @@ def test_the_hub_streams(trained: Path, lm_corpus: LMCorpus) -> None:
             hub.stream(**options)
 
 
-def test_the_hub_streams_in_blocks_as_in_training(trained: Path, lm_corpus: LMCorpus) -> None:
+def test_the_hub_streams_in_blocks_as_in_training(trained: Path, lm_corpus: LMCorpus, tmp_path: Path) -> None:
     """A prompt of several blocks included; with what ``from_pretrained`` is told."""
     how = dict(carry_state=True, carry_positions="restart", carry_at_most=5)
-    hub = LunaLanguageModel.from_pretrained(str(trained), "checkpoint_last.pt", str(lm_corpus.folder), **how)
+    state = torch.load(trained / "checkpoint_last.pt")
+    for name in how:  # as a checkpoint of before there were these options
+        del state["cfg"]["model"][name], state["cfg"]["task"][name]
+    torch.save(state, tmp_path / "old.pt")
+    hub = LunaLanguageModel.from_pretrained(tmp_path, "old.pt", lm_corpus.folder, **how)
+    with pytest.raises(ValueError, match="--carry-positions is 'again': choose continue or restart"):
+        LunaLanguageModel.from_pretrained(tmp_path, "old.pt", lm_corpus.folder, carry_positions="again")
     block = hub.task.args.tokens_per_sample
     prompt = torch.randint(4, len(hub.src_dict), (2 * block + 3,), generator=torch.Generator().manual_seed(1))
     got = torch.cat([torch.tensor([2]), prompt, torch.tensor(list(hub.stream(prompt, length=block, topk=1)))])

@@ -8,6 +8,7 @@ from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
 from luna_fairseq import ops
+from luna_fairseq.modules.carried import Carry
 from support import gpu_counts, pretended
 from support.models import PAD, assert_close, make_batch, make_bert, make_lm, make_model, make_sentences
 from support.pretended import apart
@@ -49,6 +50,21 @@ def test_values_and_gradients_are_those_of_the_cpu(name: str) -> None:
     assert found.keys() == wanted.keys()
     for key, grad in found.items():
         assert_close(grad, wanted[key], key)
+
+
+@apart
+def test_what_is_carried_follows_the_tokens() -> None:
+    """It comes from a checkpoint, or from a batch that was not on the device yet (fairseq-eval-lm)."""
+    model = make_lm().eval()
+    tokens = make_batch(make_sentences([9, 9]), "right")
+    first = Carry({})
+    with torch.no_grad():
+        model(tokens[:, :5], carry=first)
+        want, _ = model(tokens[:, 5:], carry=first.next(2))
+        with pretended.device():
+            pretended.sent_module(model)
+            got, _ = model(pretended.sent(tokens[:, 5:]), carry=first.next(2))
+            assert_close(pretended.back(got), want, "second block")
 
 
 @pytest.mark.parametrize("untied", [False, True])

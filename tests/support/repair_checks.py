@@ -214,7 +214,7 @@ def say_what_was_meant(folder: Path, patch: Patch) -> None:
         "fairseq-train: error: argument --arch/-a: invalid choice: 'transfomer': did you mean trans"
     )
     assert said.count("\n") == 1 and said.endswith(" (all: fairseq-train --help)\n")
-    for wrong in ("{'dropout': 0.1", "0.1", "dropout=0.1"):
+    for wrong in ("{'dropout': 0.1", "0.1", "dropout=0.1", "{{'dropout': 0.1}}"):
         printed.truncate(0)
         with pytest.raises(SystemExit, match="2"):
             options.get_generation_parser().parse_args(["--model-overrides", wrong])

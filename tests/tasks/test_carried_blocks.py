@@ -203,6 +203,8 @@ def test_what_cannot_carry_is_refused(by_model: bool, folder: Path) -> None:
         _built(_task(folder, add_bos_token=True, carry_state=not by_model), "luna_lm", carry_state=by_model)
     with pytest.raises(ValueError, match="--carry-at-most is -3: it must be at least 0"):
         _task(folder, carry_at_most=-3)
+    with pytest.raises(ValueError, match="--carry-at-most is 3, and nothing is carried"):
+        _task(folder, carry_at_most=3, carry_state=False)
     with pytest.raises(ValueError, match="--context-window and --carry-state both give a block what comes before"):
         _task(folder).eval_lm_dataloader(None, context_window=4)
     if not by_model:
@@ -231,6 +233,11 @@ def test_blocks_that_the_model_has_no_positions_for_are_refused(carry: bool, fol
     ):
         task.eval_lm_dataloader(dataset, batch_size=2, max_positions=8)
     assert len(task.eval_lm_dataloader(dataset, batch_size=2, max_positions=9)) > 1
+    if not carry:  # a sentence that is longer than a block is left out by itself, as ever
+        task = _task(folder, tokens_per_sample=5, carry_state=False, sample_break_mode="complete")
+        dataset = _loaded(task).dataset("train")
+        assert dataset.sizes.max() > 5
+        assert len(task.eval_lm_dataloader(dataset, batch_size=2, max_positions=5)) > 1
 
 
 def _built(task: Any, arch: str, **options: Any) -> Any:
@@ -259,6 +266,20 @@ def test_the_option_of_the_model_is_for_training(folder: Path) -> None:
         from_checkpoint=True,
     )  # fmt: skip
     assert model.carry_state and not task._carriers
+
+
+@pytest.mark.parametrize(("how", "said"), [({}, True), (dict(carry_positions="restart", carry_at_most=5), False)])
+def test_an_evaluation_that_is_not_as_the_training_says_so(
+    how: Dict[str, Any], said: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = dict(carry_state=True, carry_positions="restart", carry_at_most=5)
+    task = _task(folder, **how)
+    task.build_model(
+        OmegaConf.create({"_name": "luna_lm", "decoder_layers": 1, "tokens_per_sample": 8, "max_target_positions": 8,
+                          "add_bos_token": False, **options}),
+        from_checkpoint=True,
+    )  # fmt: skip
+    assert ("trained with --carry-positions restart --carry-at-most 5, which is not" in caplog.text) is said
 
 
 def test_every_process_takes_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:

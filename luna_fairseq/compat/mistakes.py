@@ -105,13 +105,13 @@ def _of_fairseq(error: BaseException) -> str:
 
 
 def _about_an_option(error: Any, functions: List[str]) -> Optional[str]:
-    """An option of a YAML or of Hydra's command line that fairseq does not have, or one that it cannot do without.
+    """An option of a YAML, of Hydra's command line or of a checkpoint that fairseq does not have, or cannot take.
 
     Args:
         error: of omegaconf.
         functions: in which it came to it.
     """
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, ValidationError
 
     name = str(getattr(error, "full_key", ""))
     if isinstance(error, MissingMandatoryValue) and name:
@@ -121,6 +121,8 @@ def _about_an_option(error: Any, functions: List[str]) -> Optional[str]:
         near = difflib.get_close_matches(name, known, 3)
         meant = f"did you mean {', '.join(near)}?" if near else "leave it out"
         return f"{str(error).splitlines()[0]}: {meant}"
+    if isinstance(error, ValidationError) and "merge_with_parent" in functions and name:
+        return f"{name}: {str(error).splitlines()[0]}: correct it"
     return None
 
 

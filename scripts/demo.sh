@@ -39,6 +39,7 @@ TRAINED=
 OUT=${1:-${OUT:-}} SMOKE=''  # the folder stays as it is named, in a smoke run, too
 . scripts/experiment.sh
 . scripts/translation.sh
+[ "$OUT" != "$CALLER/demo-out/smoke" ] || AROUND=$CALLER/demo-out
 
 step() {
     echo "== $*"

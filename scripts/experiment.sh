@@ -2,6 +2,7 @@
 # repository, or luna_fairseq/share once it is installed. Nothing is written there.
 # Sets SMOKE, OUT (absolute; OUT/smoke for a smoke run, whose numbers must never be taken for real ones) and USER_DIR;
 # exports THREADS for torch, if it is set.
+# AROUND is the folder around that of a smoke run, or empty.
 #   CALLER      the folder that the user called from
 #   DEFAULT_OUT where to write if OUT is not set, in that folder
 
@@ -19,10 +20,10 @@ check_path() {
   [[ $1 != *'${'* ]] || fail "$1 has a \${, behind which fairseq looks for the name of an option: rename the folder"
 }
 
-SMOKE=${SMOKE:-}
+SMOKE=${SMOKE:-} AROUND=
 OUT=${OUT:-$DEFAULT_OUT}
 [[ $OUT == /* ]] || OUT=$CALLER/$OUT
-[ -z "$SMOKE" ] || OUT=$OUT/smoke
+[ -z "$SMOKE" ] || AROUND=$OUT OUT=$OUT/smoke
 check_path "$OUT"
 [[ $OUT != *:* ]] || fail "OUT is $OUT, and at a colon fairseq separates folders: rename the folder, or set OUT to another one"
 [ -z "${THREADS:-}" ] || export OMP_NUM_THREADS=$THREADS
@@ -35,15 +36,28 @@ export PYTHONWARNINGS="ignore::UserWarning:fairseq_cli.hydra_train,ignore::UserW
 
 # own FOLDER [MADE...]: make FOLDER, or take it if it is empty, and leave a mark there. What has the mark of this script
 # may be written over and removed, and nothing else. A folder of before there were marks is known by one of the files
-# MADE (patterns). A smoke run inside is not looked at.
+# MADE (patterns). A smoke run inside is not looked at, and is begun in no folder of somebody else's.
 own() {
-  local folder=$1 mark found made
+  local folder=$1 mark said
   mark=.made-by-$(basename "$0")
   shift
+  [ -z "$AROUND" ] || [ "$folder" != "$OUT" ] || [ -e "$folder" ] || check_own "$AROUND" "$mark" "$@"
   [ ! -e "$folder" ] && [ ! -L "$folder" ] || [ -d "$folder" ] || fail "$folder is not a folder: set OUT to another one"
-  made=$(mkdir -p "$folder" 2>&1) || fail "$folder cannot be made (${made##*: }): set OUT to another folder"
+  said=$(LC_ALL=C mkdir -p "$folder" 2>&1) || fail "$folder cannot be made (${said##*: }): set OUT to another folder"
   # In this order another script that takes it at the same moment does no harm.
-  found=$(find -H "$folder" -mindepth 1 -maxdepth 1 ! -name smoke ! -name lost+found ! -name .DS_Store -print -quit)
+  check_own "$folder" "$mark" "$@"
+  [ -e "$folder/$mark" ] || { echo "This script writes over and removes what is here." > "$folder/$mark"; } 2> /dev/null \
+    || fail "nothing can be written in $folder: set OUT to another folder"
+}
+
+# check_own FOLDER MARK [MADE...]: refuse a folder that holds something which this script did not make.
+check_own() {
+  local folder=$1 mark=$2 found made
+  shift 2
+  [ -e "$folder" ] || return 0
+  [ -d "$folder" ] || fail "$folder is not a folder: set OUT to another one"
+  found=$(find -H "$folder" -mindepth 1 -maxdepth 1 ! -name smoke ! -name lost+found ! -name .DS_Store -print -quit 2> /dev/null) \
+    || fail "$folder cannot be looked into: set OUT to another folder"
   if [ -n "$found" ] && [ ! -e "$folder/$mark" ]; then
     for made; do
       # By a subshell: the name of the folder may be a pattern itself.
@@ -51,7 +65,6 @@ own() {
     done
     [ -z "$found" ] || fail "$folder holds ${found##*/}, which this script did not make: set OUT to a new or empty folder"
   fi
-  [ -e "$folder/$mark" ] || echo "This script writes over and removes what is here." > "$folder/$mark"
 }
 
 # quoted VALUE: for Hydra's command line, whatever characters it has: in quotes, a backslash before each quote, and two
@@ -68,12 +81,23 @@ hydra() {
   for option; do HYDRA+=("${option%%=*}=$(quoted "${option#*=}")"); done
 }
 
-# Whether torch finds a GPU. Whoever cannot be asked has not said no.
-has_gpu() {
+# count_gpus: sets GPUS to how many torch finds. A question that was not answered, such as one that was killed, is no "none".
+count_gpus() {
   local code=0
-  python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 10)' || code=$?
-  [[ $code == 0 || $code == 10 ]] || fail_with "$code" "torch could not be asked for a GPU, see above (exit code $code): run it again"
-  return "$code"
+  GPUS=$(python -c '
+try:
+    import torch
+    print(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+except Exception as error:
+    print(type(error).__name__, error)
+') || code=$?
+  [[ $code == 0 && $GPUS =~ ^[0-9]+$ ]] \
+    || fail "python did not say whether there is a GPU (exit code $code${GPUS:+, $GPUS}): see if it can import torch, and try again"
+}
+
+has_gpu() {
+  count_gpus
+  [ "$GPUS" != 0 ]
 }
 
 # absolute PATHS: fairseq-hydra-train may work in another folder; several paths are joined by ":".
@@ -152,7 +176,8 @@ train_config() {
     dataset.num_workers=0 dataset.data_buffer_size=0)
   hydra "common.user_dir=$USER_DIR" "checkpoint.save_dir=$folder/checkpoints" "hydra.run.dir=$folder/hydra"
   echo "training $name; log: $folder/train.log"
-  shown "$folder/train.log" updates fairseq-hydra-train --config-dir "$config_dir" --config-name "$name" \
+  # Loaded first, the plugin lets it wait for the processes of several GPUs when a signal comes.
+  shown "$folder/train.log" updates luna-fairseq run fairseq-hydra-train --config-dir "$config_dir" --config-name "$name" \
     "${HYDRA[@]}" "${device[@]}" "$@" "${smoke[@]}" \
     || fail_with $? "training failed: $(grep -v -e HYDRA_FULL_ERROR -e '^[[:space:]]*$' "$folder/train.log" | tail -n 1) (log: $folder/train.log)"
   check_trained "$folder"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Multi30k English-German: fairseq's Transformer and Luna, the same vocabulary, sizes, updates and seed.
 #
-#   scripts/multi30k.sh prepare FOLDER   FOLDER holds {train,val,test_2016_flickr}.{en,de}, untokenised
+#   scripts/multi30k.sh prepare FOLDER   FOLDER holds {train,val,test_2016_flickr}.{en,de}, untokenised; other pairs will
+#                                        do, but no figure of docs/multi30k.md is for them
 #   scripts/multi30k.sh train NAME...    NAME: a config, configs/translation/NAME.yaml; goes on where it stopped
 #   scripts/multi30k.sh score NAME...    average of the last 5 epochs, beam 5, sacreBLEU on test_2016_flickr
 #   scripts/multi30k.sh table            what is finished, as a table; the rest says "not run"
@@ -22,7 +23,7 @@ FIRST="prepare FOLDER" TEST_SET=test_2016_flickr
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
-  local folder file
+  local folder file part lines found
   folder=$(absolute "$1")
   [[ $(realpath "$folder")/ != "$(realpath -m "$OUT")"/* ]] \
     || fail "$folder lies in $OUT, where this script writes over and removes what is there: set OUT to another folder"
@@ -31,6 +32,13 @@ prepare() {
   done
   if already ""; then return; fi
   own "$OUT" "${MADE[@]}"
+  # The figures are for its own text.
+  while read -r part lines; do
+    for file in "$folder/$part".{en,de}; do
+      found=$(grep -c "" "$file") || true
+      [ "$found" = "$lines" ] || { echo "notice: $file has $found lines and Multi30k's $lines: no figure of docs/multi30k.md holds for it" && break 2; }
+    done
+  done <<< $'train 29000\nval 1014\ntest_2016_flickr 1000'
   hold "$OUT"
   rm -rf "$OUT/text" "$OUT/data-bin"
   mkdir -p "$OUT/text"

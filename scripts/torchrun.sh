@@ -41,9 +41,9 @@ if [ -n "$CPU" ]; then
   device=(common.cpu=true common.fp16=false distributed_training.distributed_backend=gloo dataset.num_workers=0
     dataset.data_buffer_size=0)
 else
-  gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-  [ "$gpus" -ge "${PROCESSES:-1}" ] || fail "this machine has $gpus GPUs: lower PROCESSES, or set CPU=1 to train on its cores"
-  PROCESSES=${PROCESSES:-$gpus}
+  count_gpus
+  [ "$GPUS" -ge "${PROCESSES:-1}" ] || fail "this machine has $GPUS GPUs: lower PROCESSES, or set CPU=1 to train on its cores"
+  PROCESSES=${PROCESSES:-$GPUS}
 fi
 small=()
 [ -z "$SMOKE" ] || small=("${TINY_ENCODER[@]}" optimization.max_update=2 optimization.max_epoch=0 "optimization.update_freq=[1]"

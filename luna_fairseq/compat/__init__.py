@@ -26,6 +26,7 @@ from luna_fairseq.compat import pruning
 from luna_fairseq.compat import limits
 from luna_fairseq.compat import commands
 from luna_fairseq.compat import decoding
+from luna_fairseq.compat import evaluation
 from luna_fairseq.compat import ending
 from luna_fairseq.compat import locking
 from luna_fairseq.compat import signals
@@ -44,6 +45,7 @@ __all__ = [
     "decoding",
     "ending",
     "epochs",
+    "evaluation",
     "hub",
     "importing",
     "limits",

@@ -131,10 +131,15 @@ def _parts(dataset: Any) -> List[Any]:
     return list(getattr(dataset, "datasets", [dataset]))
 
 
-def _name(dataset: Any) -> str:
+def file_of(dataset: Any) -> str:
+    """The path of a dataset, without .bin, .idx; empty if it is not known."""
     while not hasattr(dataset, "_path") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
-    return str(getattr(dataset, "_path", None) or getattr(dataset, "path", None) or "one side")
+    return str(getattr(dataset, "_path", None) or getattr(dataset, "path", None) or "")
+
+
+def _name(dataset: Any) -> str:
+    return file_of(dataset) or "one side"
 
 
 @replaces(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from luna_fairseq.compat._replace import named, replaces
+from luna_fairseq.compat._replace import replaces
 
 
 @replaces(
@@ -149,39 +149,3 @@ def look_up_what_is_there(original: Any, self: Any, name: str) -> Any:
     if name.startswith("_"):  # its own, which are found where they are
         raise AttributeError(name)
     return original(self, name)
-
-
-@replaces(
-    "fairseq.sequence_generator.SequenceGenerator",
-    "__init__",
-    fairseq="adds the scores of a language model (--lm-path) to those of other symbols, or ends at other sizes",
-    here="a language model with another dictionary is refused, with what differs",
-    since="fairseq 0.12.3",
-)
-def refuse_another_language(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-    given = named(original, self, *args, **kwargs)
-    lm = given.get("lm_model")
-    known = getattr(getattr(lm, "decoder", None), "dictionary", None)
-    if known is not None:
-        check_language(known, given["tgt_dict"])
-    original(self, *args, **kwargs)
-
-
-def check_language(known: Any, target: Any) -> None:
-    """Compare the dictionaries of a language model and of the translation's target.
-
-    Raises:
-        ValueError: with the sizes, or the first symbol that differs.
-    """
-    advice = "take a language model that was trained with the target's dict.*.txt as its dict.txt"
-    if len(known) != len(target):
-        raise ValueError(
-            f"the language model of --lm-path knows {len(known)} symbols, and the target language has {len(target)}: "
-            f"{advice}"
-        )
-    other = next((i for i in range(len(known)) if known[i] != target[i]), None)
-    if other is not None:
-        raise ValueError(
-            f"symbol {other} is {known[other]!r} to the language model of --lm-path, and {target[other]!r} in the "
-            f"target language: {advice}"
-        )

@@ -2,7 +2,7 @@
 
 import re
 from argparse import Namespace
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 from luna_fairseq.checkpoint import check_optimizer
 from luna_fairseq.compat._replace import named, replaces
@@ -15,17 +15,25 @@ _SIZES = re.compile(
 _ROWS = ("embed_tokens.weight", "output_projection.weight")  # one for each symbol of a dictionary
 
 
-def _other_dictionary(filename: str, message: str) -> Optional[str]:
-    """Whether torch's message about sizes comes from another dictionary; the sentence that says so."""
+def rows_that_differ(message: str) -> Optional[Tuple[str, str]]:
+    """How many symbols a checkpoint's dictionary has, and the data's, if torch's message about sizes tells."""
     for name, saved, own in _SIZES.findall(message):
         (rows, *width), (own_rows, *own_width) = saved.split(", "), own.split(", ")
         if name.endswith(_ROWS) and width == own_width and rows != own_rows:
-            return (
-                f"{filename} was trained with a dictionary of {rows} symbols and that of the data folder has "
-                f"{own_rows}: name the data folder of its training, or one prepared with its dictionary (--srcdict "
-                "and --tgtdict of fairseq-preprocess)"
-            )
+            return rows, own_rows
     return None
+
+
+def _other_dictionary(filename: str, message: str) -> Optional[str]:
+    """Whether torch's message about sizes comes from another dictionary; the sentence that says so."""
+    found = rows_that_differ(message)
+    if found is None:
+        return None
+    return (
+        f"{filename} was trained with a dictionary of {found[0]} symbols and that of the data folder has "
+        f"{found[1]}: name the data folder of its training, or one prepared with its dictionary (--srcdict "
+        "and --tgtdict of fairseq-preprocess)"
+    )
 
 
 def _what_differs(filename: str, message: str, options: Any) -> str:

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import ast
 import difflib
 import dis
 import functools
@@ -106,13 +105,13 @@ def _of_fairseq(error: BaseException) -> str:
 
 
 def _about_an_option(error: Any, functions: List[str]) -> Optional[str]:
-    """An option of a YAML or of Hydra's command line that fairseq does not have, or one that it cannot do without.
+    """An option of a YAML, of Hydra's command line or of a checkpoint that fairseq does not have, or cannot take.
 
     Args:
         error: of omegaconf.
         functions: in which it came to it.
     """
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, ValidationError
 
     name = str(getattr(error, "full_key", ""))
     if isinstance(error, MissingMandatoryValue) and name:
@@ -122,6 +121,8 @@ def _about_an_option(error: Any, functions: List[str]) -> Optional[str]:
         near = difflib.get_close_matches(name, known, 3)
         meant = f"did you mean {', '.join(near)}?" if near else "leave it out"
         return f"{str(error).splitlines()[0]}: {meant}"
+    if isinstance(error, ValidationError) and "merge_with_parent" in functions and name:
+        return f"{name}: {str(error).splitlines()[0]}: correct it"
     return None
 
 
@@ -219,18 +220,7 @@ class _Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(option)
             if action is not None and action.choices and getattr(found, action.dest, None) is None:
                 self.error(f"the following arguments are required: {option}")
-        self._check_overrides(getattr(found, "model_overrides", None))
         return found, rest
-
-    def _check_overrides(self, given: Optional[str]) -> None:
-        """End the command at once: the task is made, or the checkpoint loaded, before fairseq reads them."""
-        try:
-            if given is None or isinstance(ast.literal_eval(given), dict):
-                return
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            pass
-        said = f"--model-overrides is {given!r}: give a dictionary, such as \"{{'max_target_positions': 2048}}\""
-        self.exit(2, f"{self.prog}: error: {said}\n")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {self._explain(message)}\n")

@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any, Dict, Iterator, List, Optional
@@ -103,6 +104,19 @@ def _is_training(frame: Any) -> bool:
     return False
 
 
+def _is_left_alone(options: Any) -> bool:
+    """Whether who has started this process knows nothing of the plugin, and will not pass signals on or wait.
+
+    Args:
+        options: fairseq's group ``distributed_training``.
+    """
+    spawned = options.distributed_world_size > 1 and not options.distributed_no_spawn
+    if not spawned or multiprocessing.parent_process() is None:
+        return False
+    main = getattr(sys.modules.get("__mp_main__"), "__file__", None) or ""
+    return "fairseq_cli.hydra_train" in sys.modules or main.endswith(os.path.join("fairseq_cli", "hydra_train.py"))
+
+
 def _in_a_fork() -> None:
     if _watch is not None:
         _watch.end()
@@ -122,6 +136,11 @@ def listen_to_signals(original: Any, cfg: Any) -> None:
     """What training does first in each of its processes."""
     global _watch
     original(cfg)
+    if _is_left_alone(cfg.distributed_training) and cfg.distributed_training.distributed_rank == 0:
+        logger.warning(
+            "told to end, fairseq-hydra-train ends at once, and this training saves behind it: start it by "
+            "`luna-fairseq run fairseq-hydra-train`, which waits"
+        )
     if _watch is not None:
         _watch.end()
     _watch = Watch()

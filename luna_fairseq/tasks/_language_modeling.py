@@ -298,18 +298,10 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         """Batches for ``fairseq-eval-lm``; with ``--carry-state`` one row, or ``--batch-size`` of them.
 
         Raises:
-            ValueError: for a context window beside the carried state, or blocks that are longer than the positions.
+            ValueError: for a context window beside the carried state.
         """
         if self._carriers and kwargs.pop("context_window", 0) > 0:
             raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")
-        last, longest = kwargs.get("max_positions"), int(np.max(dataset.sizes, initial=0))
-        longest = min(longest, self.args.tokens_per_sample)  # a sentence may be longer, and is left out by itself
-        if isinstance(last, int) and longest > last and self.args.sample_break_mode != "eos":
-            raise ValueError(
-                f"--tokens-per-sample makes blocks of {longest} tokens, and the model has {last} positions, so that "
-                f"they would be left out: give at most {last} (with --carry-state a block knows all of the text "
-                "before it)"
-            )
         if not self._carriers:
             return super().eval_lm_dataloader(dataset, *args, **kwargs)
         kwargs["batch_size"] = max(1, kwargs.get("batch_size") or 1)  # -1 is no limit, and rows are parts of the text

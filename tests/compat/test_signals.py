@@ -1,12 +1,15 @@
 """A training that is told to end saves after the update at hand, and goes on from there bit for bit."""
 
 import functools
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
@@ -17,7 +20,8 @@ from fairseq.trainer import Trainer
 
 from luna_fairseq.compat import signals
 from support.disturbed import at, kill, train_here
-from support.running import Corpus, logged
+from support.forks import REAL
+from support.running import ROOT, USER_DIR, Corpus, logged
 from support.runs import assert_same_run
 from support.trainers import make_trainer
 
@@ -288,3 +292,64 @@ def test_a_task_whose_figures_are_not_sums(monkeypatch: pytest.MonkeyPatch, tmp_
             signals._watch.heard = signal.SIGTERM
             assert trainer._aggregate_logging_outputs([{"loss": 1}], 3, 4, ignore=False) == ([{"loss": 1}], [6, 8])
         assert signals._watch.wish(2) == signal.SIGTERM
+
+
+def test_a_process_knows_who_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SimpleNamespace(distributed_world_size=2, distributed_no_spawn=False)
+    for name in ("fairseq_cli.hydra_train", "__mp_main__"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for module, main in (("fairseq_cli.hydra_train", "bin/x"), ("__mp_main__", "fairseq_cli/hydra_train.py")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, SimpleNamespace(__file__=f"/{main}"))
+            assert not signals._is_left_alone(options)  # it is the one that starts others
+            patch.setattr(multiprocessing, "parent_process", lambda: "somebody")
+            assert signals._is_left_alone(options)
+            assert not signals._is_left_alone(SimpleNamespace(distributed_world_size=1, distributed_no_spawn=False))
+            assert not signals._is_left_alone(SimpleNamespace(distributed_world_size=2, distributed_no_spawn=True))
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: "somebody")
+    assert not signals._is_left_alone(options)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("waits", [False, True], ids=["fairseq-hydra-train", "luna-fairseq run"])
+def test_a_process_for_each_gpu_by_hydra(waits: bool, corpus: Corpus, tmp_path: Path) -> None:
+    """Both save; what has started them waits if it has loaded the plugin. All believe that there are two GPUs."""
+    (tmp_path / "sitecustomize.py").write_text("import torch\ntorch.cuda.device_count = lambda: 2\n")
+    save = tmp_path / "save"
+    sizes = "embed_dim=16 ffn_embed_dim=32 layers=2 attention_heads=2".split()
+    command = [str(REAL / "luna-fairseq"), "run"] if waits else []
+    command += ["fairseq-hydra-train" if waits else str(REAL / "fairseq-hydra-train")]
+    command += ["--config-dir", str(ROOT / "configs" / "translation"), "--config-name", "translation"]
+    command += [f"common.user_dir={USER_DIR}", f"task.data={corpus.data}", f"checkpoint.save_dir={save}"]
+    command += [f"hydra.run.dir={tmp_path}/hydra", "common.cpu=true", "dataset.max_tokens=200"]
+    command += ["dataset.data_buffer_size=0", "dataset.num_workers=0", "model.share_all_embeddings=true"]
+    command += [f"++model.{side}_{size}" for side in ("encoder", "decoder") for size in sizes]
+    command += ["++model.projection_length=4", "++checkpoint.save_interval_updates=2", "optimization.max_update=9999"]
+    command += ["++checkpoint.keep_interval_updates=2", "distributed_training.distributed_world_size=2"]
+    command += ["distributed_training.distributed_backend=gloo"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not list(save.glob("checkpoint_*_*.pt")):
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()
+    ended = f"after update [0-9]+, with a checkpoint in {save}: the same command goes on from there"
+    told = "told to end, fairseq-hydra-train ends at once, and this training saves behind it: start it by `luna-fa"
+    if waits:
+        said = (tmp_path / "log").read_text()
+        assert code == 128 + signal.SIGTERM and re.search(f"ended by SIGTERM {ended}", said), said[-3000:]
+        assert told not in said and (save / "checkpoint_last.pt").exists() and "Traceback" not in said
+        return
+    assert code == -signal.SIGTERM
+    while not re.search(f"ended by SIGINT {ended}", said := (tmp_path / "log").read_text()):
+        assert time.monotonic() < deadline, said[-3000:]
+        time.sleep(0.05)
+    assert said.count(told) == 1 and (save / "checkpoint_last.pt").exists()

@@ -1,12 +1,14 @@
 """scripts/experiment.sh: what the experiment scripts share."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from support.running import ROOT, run_script
 from support.shell import run_shell
+from support.stub import stubs
 
 VALIDATE = """logged() {
   echo "valid on 'valid' subset | loss 0.6 | accuracy 50.1 | wps 3" > "$1"
@@ -26,22 +28,29 @@ def test_the_accuracy_is_kept_beside_its_keys(tag: str, logged: str, accuracy: f
     assert said == json.dumps({"config": "a", "from": "b", "tag": tag, "accuracy": accuracy}) + "\n"
 
 
-@pytest.mark.parametrize(("answer", "said"), [(0, "yes\n"), (10, "no\n")])
-def test_torch_is_asked_for_a_gpu(answer: int, said: str, tmp_path: Path) -> None:
-    assert run_shell(f"python() {{ return {answer}; }}; has_gpu && echo yes || echo no", tmp_path) == said
-
-
-def test_a_torch_that_cannot_be_asked_has_not_said_no(tmp_path: Path) -> None:
-    """One that is killed, or cannot be imported: a run would go to the CPU without a word."""
-    said = run_shell("python() { return 137; }; has_gpu || echo no", tmp_path, code=137)
-    assert said == "it: torch could not be asked for a GPU, see above (exit code 137): run it again\n"
-
-
 def test_no_accuracy(tmp_path: Path) -> None:
     validate = VALIDATE.replace("accuracy", "ppl") % 3
     said = run_shell(f'{validate}evaluate "$1" data valid config=a -- --task x', tmp_path, code=1)
     assert said == f"it: evaluation failed: no accuracy in {tmp_path}/validate.log\n"
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("0", "none\n"),
+        ("2", "2 GPUs\n"),
+        ("killed", "it: python did not say whether there is a GPU (exit code 137): see if it can import torch, and "),
+        ("ImportError x", "it: python did not say whether there is a GPU (exit code 0, ImportError x): see if it "),
+    ],
+)
+def test_a_question_for_gpus_without_an_answer_is_no_none(answer: str, said: str, tmp_path: Path) -> None:
+    """A training would go on the CPU for days."""
+    path = f"{stubs(tmp_path / 'stubs')}:{os.environ['PATH']}"
+    code = 0 if answer.isdigit() else 1
+    ask = 'if has_gpu; then echo "$GPUS GPUs"; else echo none; fi'
+    found = run_shell(ask, code=code, PATH=path, GPU=answer)
+    assert found.startswith(said) and found.count("\n") == 1
 
 
 @pytest.mark.parametrize("indent", [None, 1])

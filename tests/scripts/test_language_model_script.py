@@ -56,21 +56,21 @@ def test_from_text_to_the_table(tmp_path: Path) -> None:
         sentences = (" ".join(generator.choice(WORDS) for _ in range(8)) for _ in range(lines))
         (text / f"{split}.txt").write_text("".join(f"{sentence}\n" for sentence in sentences))
     script = "scripts/language_model.sh"
-    said = run_script(tmp_path, script, "train", "wikitext2_transformer", code=1)
+    said = run_script(tmp_path / "out", script, "train", "wikitext2_transformer", code=1)
     assert "no data in" in said and "prepare FOLDER" in said
-    assert "prepared" in run_script(tmp_path, script, "prepare", text)
-    assert "already prepared" in run_script(tmp_path, script, "prepare", text)
+    assert "prepared" in run_script(tmp_path / "out", script, "prepare", text)
+    assert "already prepared" in run_script(tmp_path / "out", script, "prepare", text)
     names = ["wikitext2_luna_tied_32_carry", "wikitext2_transformer"]
-    said = run_script(tmp_path, script, "score", names[0], code=1)
+    said = run_script(tmp_path / "out", script, "score", names[0], code=1)
     assert "is not trained" in said
-    assert run_script(tmp_path, script, "train", *names).count("num_updates 2") >= 2
-    assert "already trained" in run_script(tmp_path, script, "train", names[0])
-    run_script(tmp_path, script, "score", *names)
+    assert run_script(tmp_path / "out", script, "train", *names).count("num_updates 2") >= 2
+    assert "already trained" in run_script(tmp_path / "out", script, "train", names[0])
+    run_script(tmp_path / "out", script, "score", *names)
     for name, kinds in zip(names, (list(language_model.KINDS), ["blocks", "window"]), strict=True):
-        found = json.loads((tmp_path / "smoke" / name / "perplexity.json").read_text())
+        found = json.loads((tmp_path / "out" / "smoke" / name / "perplexity.json").read_text())
         assert list(found) == kinds and all(10 < value < 200 for value in found.values())
-    rows = run_script(tmp_path, script, "table").splitlines()
+    rows = run_script(tmp_path / "out", script, "table").splitlines()
     assert next(line for line in rows if "luna_tied_32_carry" in line).count(" SMOKE ") == 8
     assert next(line for line in rows if "_transformer |" in line).count(" SMOKE ") == 5
     assert "| wikitext2_luna_untied_32 | not run |" in "\n".join(rows)
-    assert "choose one of" in run_script(tmp_path, script, "train", "nothing", code=1)
+    assert "choose one of" in run_script(tmp_path / "out", script, "train", "nothing", code=1)

@@ -43,25 +43,27 @@ def test_a_row_by_one_command(tmp_path: Path, config: str) -> None:
     layers = "transformer" if config == "pathfinder" else "luna_16"
     if needs_files:
         assert f"{config} needs the folder with the published files" in run_script(
-            tmp_path, "scripts/lra.sh", "row", config, layers, code=1
+            tmp_path / "out", "scripts/lra.sh", "row", config, layers, code=1
         )
     folder = [_published_files(tmp_path / "published", config)] if needs_files else []
-    output = run_script(tmp_path, "scripts/lra.sh", "row", config, layers, *folder)
+    output = run_script(tmp_path / "out", "scripts/lra.sh", "row", config, layers, *folder)
     (line,) = [line for line in output.splitlines() if line.startswith("{")]
     result = json.loads(line)
     assert (result["config"], result["layers"]) == (config, layers) and 0 <= result["accuracy"] <= 100
     if config == "listops":
-        again = run_script(tmp_path, "scripts/lra.sh", "row", config, layers)
+        again = run_script(tmp_path / "out", "scripts/lra.sh", "row", config, layers)
         assert "already trained" in again and "is newer than" not in again
-        (options,) = tmp_path.glob("smoke/*/options")
+        (options,) = tmp_path.glob("out/smoke/*/options")
         os.utime(options, (0, 0))
-        again = run_script(tmp_path, "scripts/lra.sh", "row", config, layers)
+        again = run_script(tmp_path / "out", "scripts/lra.sh", "row", config, layers)
         assert "already trained" in again and f".yaml is newer than {options.parent}" in again
-        table = run_script(tmp_path, "scripts/lra.sh", "table")
+        table = run_script(tmp_path / "out", "scripts/lra.sh", "table")
         assert "| Luna-256 | 37.98 (not run) | 65.78 (not run) |" in table
         assert f"| Luna-16 | 37.43 ({result['accuracy']:.2f} SMOKE) | 65.74 (not run) |" in table
-        said = run_script(tmp_path, "scripts/lra.sh", "train", config, layers, "optimization.lr=[0.5]", code=1)
+        said = run_script(
+            tmp_path / "out", "scripts/lra.sh", "train", config, layers, "optimization.lr=[0.5]", code=1
+        )
         assert "a run with other data or options" in said
-        assert "choose one of" in run_script(tmp_path, "scripts/lra.sh", "row", config, "luna_17", code=1)
-        assert "choose one of" in run_script(tmp_path, "scripts/lra.sh", "row", "nothing", layers, code=1)
-        assert "is not trained" in run_script(tmp_path, "scripts/lra.sh", "test", config, "luna_128", code=1)
+        assert "choose one of" in run_script(tmp_path / "out", "scripts/lra.sh", "row", config, "luna_17", code=1)
+        assert "choose one of" in run_script(tmp_path / "out", "scripts/lra.sh", "row", "nothing", layers, code=1)
+        assert "is not trained" in run_script(tmp_path / "out", "scripts/lra.sh", "test", config, "luna_128", code=1)

@@ -80,15 +80,6 @@ def test_a_folder_of_somebody_else_s_is_refused(script: str, out: str, home: Pat
     assert snapshot(home) == before
 
 
-@pytest.mark.parametrize("script", ["multi30k", "lra", "wmt14", "language_model"])
-def test_a_file_has_no_room_for_a_smoke_run(script: str, home: Path) -> None:
-    before = snapshot(home)
-    said = _run(script, _commands(home)[script], home / "bin" / "mytool", home, SMOKE="1", HOME=str(home))
-    assert said.startswith(f"{script}.sh: ") and said.count("\n") == 1, said
-    assert "mytool/smoke cannot be made (Not a directory): set OUT to another folder" in said
-    assert snapshot(home) == before
-
-
 def test_the_root_is_refused() -> None:
     """By the function alone: were it broken, a script would remove /bin."""
     said = run_shell('own / "$@"', code=1)
@@ -105,6 +96,60 @@ def test_the_home_of_a_smoke_run(home: Path) -> None:
     said = _run("multi30k", _commands(home)["multi30k"], home, home, SMOKE="1")
     assert f"{home}/smoke holds mine, which this script did not make" in said
     assert snapshot(home) == before
+
+
+@pytest.mark.parametrize(
+    "script", "multi30k masked_lm language_model lra wmt14 distill documents denoising torchrun gpu_report".split()
+)
+def test_no_smoke_run_begins_in_a_folder_of_somebody_else_s(script: str, home: Path) -> None:
+    """Nor in a file."""
+    before = snapshot(home)
+    more = {"HOME": str(home), "WMT14_SOURCE": str(home / "raw"), "CPU": "1", "DATA": str(home / "data-bin")}
+    said = _run(script, _commands(home)[script], home, home, SMOKE="1", **more)
+    assert said.startswith(f"{script}.sh: {home} holds ") and said.count("\n") == 1, said
+    assert said.endswith(", which this script did not make: set OUT to a new or empty folder\n")
+    said = _run(script, _commands(home)[script], home / "settings", home, SMOKE="1", **more)
+    assert said == f"{script}.sh: {home}/settings is not a folder: set OUT to another one\n"
+    assert snapshot(home) == before
+
+
+def test_the_smoke_run_of_the_demo_begins_in_no_folder_of_somebody_else_s(home: Path, tmp_path: Path) -> None:
+    """By default it is demo-out/smoke."""
+    home.rename(tmp_path / "demo-out")
+    before = snapshot(tmp_path)
+    said = _run("demo", [], "", tmp_path, SMOKE="1")
+    assert said.startswith(f"demo.sh: {tmp_path}/demo-out holds ") and said.count("\n") == 1
+    assert {name: one for name, one in snapshot(tmp_path).items() if not name.startswith("stubs")} == before
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a smoke run", "a run", "a run of before"])
+def test_a_smoke_run_begins_beside_a_run(there: str, tmp_path: Path) -> None:
+    made = {"a smoke run": "smoke/kept", "a run": ".made-by-it", "a run of before": "data-bin/.done"}.get(there)
+    out = tmp_path / "out"
+    if there != "nothing":
+        out.mkdir()
+    if made is not None:
+        (out / made).parent.mkdir(exist_ok=True)
+        (out / made).touch()
+    code = 1 if there == "a smoke run" else 0  # it has no mark
+    run_shell('own "$OUT" data-bin/.done', OUT=str(out), SMOKE="1", code=code)
+    assert (out / "smoke" / ".made-by-it").exists() == (code == 0)
+
+
+def test_a_folder_that_cannot_be_made(home: Path) -> None:
+    said = run_shell('own "$1"', home / "settings" / "out", code=1)
+    assert said == f"it: {home}/settings/out cannot be made (Not a directory): set OUT to another folder\n"
+
+
+def test_pairs_that_are_not_multi30k_s_are_told_of(home: Path) -> None:
+    """In the first line; they are prepared all the same."""
+    said = _run("multi30k", ["prepare", "text"], home / "text" / "out", home, code=0)
+    assert said.startswith(f"notice: {home}/text/train.en has 1 lines and Multi30k's 29000: no figure of docs/")
+    assert said.count("notice: ") == 1
+    for split, lines in (("train", 29000), ("val", 1014), ("test_2016_flickr", 1000)):
+        for language in ("en", "de"):
+            (home / "text" / f"{split}.{language}").write_text("\n" * (lines - 1) + "the last one")
+    assert "notice" not in _run("multi30k", ["prepare", "text"], home / "text" / "other", home, code=0)
 
 
 @pytest.mark.parametrize("source", ["text", "elsewhere", "text/../text", "sub/../elsewhere"])

@@ -21,22 +21,22 @@ MULTI30K, MASKED_LM, WMT14 = "multi30k_transformer_adam", "wikitext2_luna_tied_3
 LONG = [
     ("multi30k prepare {text}", "luna-fairseq prepare pieces"),
     ("multi30k prepare {text}", "fairseq-preprocess"),
-    (f"multi30k train {MULTI30K}", "fairseq-hydra-train"),
+    (f"multi30k train {MULTI30K}", "luna-fairseq run fairseq-hydra-train"),
     (f"multi30k score {MULTI30K}", "luna-fairseq average"),
     (f"multi30k score {MULTI30K}", "fairseq-generate"),
     (f"multi30k score {MULTI30K}", "sacrebleu"),
-    (f"masked_lm pretrain {MASKED_LM} {{text}}", "fairseq-hydra-train"),
-    ("masked_lm finetune finetune_sst2 {text} scratch", "fairseq-hydra-train"),
+    (f"masked_lm pretrain {MASKED_LM} {{text}}", "luna-fairseq run fairseq-hydra-train"),
+    ("masked_lm finetune finetune_sst2 {text} scratch", "luna-fairseq run fairseq-hydra-train"),
     ("masked_lm finetune finetune_sst2 {text} scratch", "fairseq-validate"),
     ("language_model prepare {text}", "luna-fairseq prepare corpus"),
-    (f"language_model train {LANGUAGE_MODEL}", "fairseq-hydra-train"),
+    (f"language_model train {LANGUAGE_MODEL}", "luna-fairseq run fairseq-hydra-train"),
     (f"language_model score {LANGUAGE_MODEL}", "fairseq-eval-lm"),
     ("lra prepare listops", "luna-fairseq prepare listops"),
-    ("lra train text luna_16", "fairseq-hydra-train"),
+    ("lra train text luna_16", "luna-fairseq run fairseq-hydra-train"),
     ("lra test text luna_16", "fairseq-validate"),
     ("wmt14 download", "luna-fairseq fetch"),
     ("wmt14 prepare", "luna-fairseq prepare translation"),
-    (f"wmt14 train {WMT14}", "fairseq-hydra-train"),
+    (f"wmt14 train {WMT14}", "luna-fairseq run fairseq-hydra-train"),
     (f"wmt14 average {WMT14}", "luna-fairseq average"),
     (f"wmt14 tune {WMT14}", "fairseq-generate"),
     (f"wmt14 tune {WMT14}", "luna-fairseq score"),
@@ -50,8 +50,8 @@ LONG = [
     ("documents score documents_transformer", "fairseq-generate"),
     ("denoising prepare {text}", "luna-fairseq prepare corpus"),
     ("denoising prepare {text}", "fairseq-preprocess"),
-    ("denoising pretrain transformer", "fairseq-hydra-train"),
-    ("denoising scratch transformer", "fairseq-hydra-train"),
+    ("denoising pretrain transformer", "luna-fairseq run fairseq-hydra-train"),
+    ("denoising scratch transformer", "luna-fairseq run fairseq-hydra-train"),
     ("demo", "luna-fairseq prepare demo"),
     ("demo", "luna-fairseq prepare pieces"),
     ("demo", "fairseq-preprocess"),
@@ -61,7 +61,7 @@ LONG = [
     ("gpu_report", "python -m scripts.gpu_report run"),
     ("gpu_report table", "python -m scripts.gpu_report tables"),
 ]
-TRAIN = (f"multi30k train {MULTI30K}", "fairseq-hydra-train")
+TRAIN = (f"multi30k train {MULTI30K}", "luna-fairseq run fairseq-hydra-train")
 
 
 class Started:
@@ -281,7 +281,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     first = _begin(tmp_path, *TRAIN)
     process = first.wait_for_work()
     (tmp_path / "pid").unlink()
-    second = Started(tmp_path, ["multi30k", "train", "multi30k_luna_tied_16_adam"], "fairseq-hydra-train")
+    second = Started(tmp_path, ["multi30k", "train", "multi30k_luna_tied_16_adam"], TRAIN[1])
     assert second.wait_for_work() != process
     for started in (first, second):
         started.process.terminate()

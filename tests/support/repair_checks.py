@@ -40,7 +40,7 @@ from fairseq.data import (
 )
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE, SentencepieceConfig
 from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
-from fairseq.data.iterators import BufferedIterator, CountingIterator
+from fairseq.data.iterators import BufferedIterator, CountingIterator, EpochBatchIterator
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf, gen_parser_from_dataclass
@@ -51,9 +51,10 @@ from fairseq.models import distributed_fairseq_model, fconv
 from fairseq.optim import AMPOptimizer
 from fairseq.optim.sgd import SGD
 from fairseq.search import DiverseBeamSearch
-from fairseq.sequence_generator import EnsembleModel, EnsembleModelWithAlignment, SequenceGenerator
+from fairseq.sequence_generator import EnsembleModel, EnsembleModelWithAlignment
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.fairseq_task import StatefulContainer
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMConfig
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.semisupervised_translation import SemisupervisedTranslationTask
@@ -67,7 +68,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker
 
-from luna_fairseq.compat import REPAIRS, commands, locking, mistakes, signals
+from luna_fairseq.compat import REPAIRS, commands, evaluation, locking, mistakes, signals
 from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError, FolderInUse
 from luna_fairseq.ops import beams
 from support.evil import Evil
@@ -214,12 +215,6 @@ def say_what_was_meant(folder: Path, patch: Patch) -> None:
         "fairseq-train: error: argument --arch/-a: invalid choice: 'transfomer': did you mean trans"
     )
     assert said.count("\n") == 1 and said.endswith(" (all: fairseq-train --help)\n")
-    for wrong in ("{'dropout': 0.1", "0.1", "dropout=0.1", "{{'dropout': 0.1}}"):
-        printed.truncate(0)
-        with pytest.raises(SystemExit, match="2"):
-            options.get_generation_parser().parse_args(["--model-overrides", wrong])
-        assert f"error: --model-overrides is {wrong!r}: give a dictionary" in printed.getvalue()
-    options.get_generation_parser().parse_args(["--model-overrides", "{'dropout': 0.1}"])
 
 
 def print_every_character(folder: Path, patch: Patch) -> None:
@@ -432,11 +427,11 @@ def refuse_random_heads(folder: Path, patch: Patch) -> None:
 
 
 class _OtherDictionary(torch.nn.Module):
-    """A model of seven symbols."""
+    """A model of seven symbols, for weights of five."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 3) -> None:
         super().__init__()
-        self.embed_tokens = torch.nn.Embedding(7, 3)
+        self.embed_tokens = torch.nn.Embedding(7, width)
 
     def load_state_dict(self, state: Any, *_: Any, **__: Any) -> Any:
         return super().load_state_dict({"embed_tokens.weight": torch.zeros(5, 3)})
@@ -935,23 +930,6 @@ def compute_attention_for_its_reader(folder: Path, patch: Patch) -> None:
     assert not EnsembleModel([model]).models[0].decoder.need_attn and not model.decoder.need_attn
 
 
-def refuse_another_language(folder: Path, patch: Patch) -> None:
-    model = make_model()
-    target, fewer, others = model.decoder.dictionary, make_dictionary(), make_dictionary()
-    fewer.symbols = fewer.symbols[:-1]
-    others.symbols = [*others.symbols[:-1], "another"]
-    lm = SimpleNamespace(decoder=SimpleNamespace(dictionary=fewer), eval=lambda: None)
-    with pytest.raises(
-        ValueError, match=f"knows {len(target) - 1} symbols, and the target language has {len(target)}"
-    ):
-        SequenceGenerator([model], target, lm_model=lm)
-    lm.decoder.dictionary = others
-    with pytest.raises(ValueError, match=f"symbol {len(target) - 1} is 'another' to the language model"):
-        SequenceGenerator([model], target, lm_model=lm)
-    lm.decoder.dictionary = make_dictionary()
-    assert SequenceGenerator([model], target, lm_model=lm).lm_model is lm
-
-
 def _told(patch: Patch, side: str, method: str, *given: Any) -> List[bool]:
     """What the model's part knows of the order while fairseq's ensemble hands it on."""
     ensemble, seen = EnsembleModel([make_model()]), []
@@ -996,6 +974,156 @@ def look_up_what_is_there(folder: Path, patch: Patch) -> None:
     state.add_factory("a", int)
     again = copy.copy(state)
     assert again.a == 0 and not hasattr(again, "b")
+
+
+# evaluation
+
+
+def refuse_what_is_no_dictionary(folder: Path, patch: Patch) -> None:
+    patch.setattr(evaluation, "_asked", {})
+    groups = {"common_eval": {"model_overrides": "{'dropout': "}, "task": {}}
+    with pytest.raises(ValueError, match=r"^--model-overrides is {'dropout': : write a dictionary of options by"):
+        tasks.setup_task(OmegaConf.create(groups).task)
+    groups = {"common_eval": {"model_overrides": "{'dropout': 0.5}"}, "task": {"_name": "nobody"}}
+    with pytest.raises(AssertionError, match="Could not infer task type"):
+        tasks.setup_task(OmegaConf.create(groups).task)
+    assert evaluation._asked == {"dropout": 0.5}
+
+
+def refuse_what_is_no_dictionary_to_validate(folder: Path, patch: Patch) -> None:
+    cfg = make_trainer_config(folder, patch)
+    cfg.common_eval.model_overrides = "[1]"
+    with pytest.raises(ValueError, match=r"^--model-overrides is \[1\]: write a dictionary of options by"):
+        distributed_utils.call_main(cfg, lambda cfg: None)
+
+
+def _load_with_overrides(folder: Path, patch: Patch, overrides: Any, task: Any = None) -> Any:
+    path = save(trained(folder), folder / "x.pt")
+    patch.setattr(evaluation, "_asked", dict(overrides))
+    model = make_trainer(folder).model
+    task = task or SimpleNamespace(build_model=lambda cfg: model, load_state_dict=lambda state: None)
+    return checkpoint_utils.load_model_ensemble([path], overrides, task)
+
+
+def note_known_overrides(folder: Path, patch: Patch) -> None:
+    cfg = _load_with_overrides(folder, patch, {"no_last_checkpoints": True, "common": {"seed": 3}})[1]
+    assert evaluation._asked == {} and cfg.common.seed == 3 and cfg.checkpoint.no_last_checkpoints
+
+
+def refuse_unknown_overrides(folder: Path, patch: Patch) -> None:
+    for overrides, said in (
+        ({"no_progres_bar": True}, r"names no_progres_bar, which is no option of .*x\.pt: did you mean no_progress"),
+        ({"common": {"sed": 3}}, "names common.sed, which is no option of the group common .*: did you mean seed"),
+        ({"common": 3}, "names common, which is no option of .*: give its options, by their names"),
+    ):
+        with pytest.raises(CheckpointMismatch, match=said):
+            _load_with_overrides(folder, patch, overrides)
+    task = SimpleNamespace(build_model=lambda cfg: _OtherDictionary(4), load_state_dict=lambda state: None)
+    with pytest.raises(CheckpointMismatch, match=r"do not fit the model that --model-overrides {'seed': 3} makes"):
+        _load_with_overrides(folder, patch, {"seed": 3}, task)
+
+
+def explain_a_language_model(folder: Path, patch: Patch) -> None:
+    path = save(trained(folder), folder / "x.pt")
+    patch.setattr(evaluation, "_asked", {})
+
+    def load(error: Exception) -> None:
+        def build(*args: Any, **kwargs: Any) -> None:
+            raise error
+
+        patch.setattr(checkpoint_utils, "load_model_ensemble_and_task", build)
+        checkpoint_utils.load_model_ensemble([path], {"data": str(folder)})
+
+    with pytest.raises(FileNotFoundError, match=f"^{folder}/dict.txt does not exist, and is where the dict"):
+        load(FileNotFoundError("dict.txt"))
+    message = (
+        "size mismatch for decoder.embed_tokens.weight: copying a param with shape torch.Size([50, 8]) from "
+        "checkpoint, the shape in current model is torch.Size([47, 8])"
+    )
+    said = f"^--lm-path {path} was trained with a dictionary of 50 symbols and {folder}/dict.txt has 47: copy"
+    with pytest.raises(CheckpointMismatch, match=said):
+        load(RuntimeError(message))
+    os.remove(path)
+    with pytest.raises(FileNotFoundError, match=f"there is no checkpoint {path}: correct --lm-path"):
+        load(OSError(f"Model file not found: {path}"))
+
+
+def compare_with_the_language_model(folder: Path, patch: Patch) -> None:
+    task = make_task(make_dictionary(9))
+    task.cfg = SimpleNamespace(data=str(folder), target_lang="de")
+    (folder / "dict.de.txt").touch()
+    other = make_dictionary(9)
+    other.symbols[7:9] = other.symbols[8], other.symbols[7]
+    model = make_model()
+
+    def build(lm: Any) -> Any:
+        more = None if lm is None else {"lm_model": lm}
+        args = Namespace(lm_path="lm.pt")
+        return FairseqTask.build_generator(task, [model], args, extra_gen_cls_kwargs=more)
+
+    for dictionary, said in (
+        (make_dictionary(8), f"^{folder}/dict.txt has 12 symbols and {folder}/dict.de.txt has 13: --lm-path lm.pt"),
+        (other, f"^symbol 7 of {folder}/dict.txt is 'w4' and that of {folder}/dict.de.txt is 'w3': --lm-path lm.pt"),
+    ):
+        with pytest.raises(CheckpointMismatch, match=said):
+            build(_language_model(dictionary))
+    with pytest.raises(CheckpointMismatch, match=r"--lm-path lm\.pt holds a LunaModel and no language model"):
+        build(model)
+    with pytest.raises(ValueError, match=r"^--lm-path is lm\.pt and only fairseq-generate takes"):
+        build(None)
+    assert build(_language_model(make_dictionary(9))).lm_model is not None
+
+
+def _language_model(dictionary: Dictionary) -> Any:
+    return models.FairseqLanguageModel(models.FairseqDecoder(dictionary))
+
+
+def refuse_blocks_beyond_the_positions(folder: Path, patch: Patch) -> None:
+    make_dictionary(9).save(str(folder / "dict.txt"))
+    task = LanguageModelingTask(Namespace(tokens_per_sample=20, carry_state=False), make_dictionary(9))
+    patch.setattr(LanguageModelingTask, "get_batch_iterator", lambda *_, **__: SimpleNamespace(next_epoch_itr=dict))
+
+    def load(longest: int, **options: Any) -> Any:
+        dataset = SimpleNamespace(sizes=np.array([3, longest]))
+        return task.eval_lm_dataloader(dataset, **{"max_positions": 16, **options})
+
+    said = "^--tokens-per-sample is 20 and the model has 16 positions, so that .*: give --tokens-per-sample 16$"
+    with pytest.raises(DataError, match=said):
+        load(20)
+    task.args.carry_state = True
+    with pytest.raises(DataError, match="give --tokens-per-sample 16, which loses nothing: with --carry-state each"):
+        load(20)
+    load(16)  # sentences
+    task.args.tokens_per_sample = 16
+    load(20)  # a sentence that fairseq leaves out, and says so
+    with pytest.raises(DataError, match=r"^--tokens-per-sample is 20 "):
+        load(16, context_window=4)
+
+
+def refuse_to_score_nothing(folder: Path, patch: Patch) -> None:
+    def make(examples: int) -> Any:
+        return EpochBatchIterator([0] * examples, collate_fn=list, batch_sampler=[])
+
+    patch.setattr(torch.utils.data, "Dataset", list)
+    make(0)  # what trains has its own way
+    for examples, said in ((0, "the data has no examples; name"), (3, "all 3 examples of the data are longer than")):
+        with pytest.raises(DataError, match=f"^there is nothing to score: {said}"):
+            _program_at("generate", functools.partial(make, examples))
+
+
+def _program_at(name: str, work: Callable[[], Any]) -> Any:
+    """Call a function within one of fairseq's programs, which are not imported here."""
+    known: Dict[str, Any] = {"work": work}
+    exec(compile("def main(): return work()", f"/fairseq_cli/{name}.py", "exec"), known)
+    return known["main"]()
+
+
+def refuse_a_perplexity_of_nothing(folder: Path, patch: Patch) -> None:
+    from fairseq_cli import eval_lm
+
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(DataError, match=r"^no token was scored: name a split with text, or take"):
+        eval_lm.eval_lm([model], make_dictionary(), [])
 
 
 # ending

@@ -3,7 +3,8 @@
 A file that :func:`stubs` makes does the work of :func:`main`, without torch, in milliseconds. The command whose words
 begin with the variable BLOCK prints, notes its number in the file ``pid`` of the folder RECORD, and goes on until it
 gets a signal; it notes that, too, "saves", and ends with 128 and the number of the signal. A second signal ends it at
-once. With the variable CODE it ends with that by itself. With GPU set, there is one.
+once. With the variable CODE it ends with that by itself. GPU is what the question for GPUs is answered with, 0 if it
+is not set; "killed": it is not answered.
 """
 
 import itertools
@@ -58,12 +59,16 @@ def main() -> None:
         _make(Path(options["--destdir"], "dict.en.txt"), "made\n")
     elif name == "fairseq-train":
         _make(Path(options["--save-dir"], "checkpoint_1_33.pt"), "made\n")
-    elif name == "fairseq-hydra-train":
+    elif words.startswith("luna-fairseq run fairseq-hydra-train"):
         _hydra(arguments)
     elif name == "fairseq-generate":
         print("D-0\t-1\teins")
-    elif name == "python":  # is there a GPU?
-        sys.exit(0 if os.environ.get("GPU") else 10)
+    elif words.startswith("python -c"):  # is there a GPU?
+        if os.environ.get("GPU") == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        print(os.environ.get("GPU") or 0)
+    elif name == "python":
+        sys.exit(0 if os.environ.get("GPU") else 1)
     elif not words.startswith("luna-fairseq"):
         sys.exit(f"nobody asked for {words}")
 

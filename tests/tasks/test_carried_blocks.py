@@ -223,23 +223,6 @@ def test_one_row_is_read_where_there_is_no_limit(folder: Path) -> None:
         assert len(batches) == len(task.dataset("train"))
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_blocks_that_the_model_has_no_positions_for_are_refused(carry: bool, folder: Path) -> None:
-    """fairseq leaves them out, and scores what is left: nothing has a perplexity of 1."""
-    task = _task(folder, tokens_per_sample=9, carry_state=carry)
-    dataset = _loaded(task).dataset("train")
-    with pytest.raises(
-        ValueError, match="makes blocks of 9 tokens, and the model has 8 positions, so that they would"
-    ):
-        task.eval_lm_dataloader(dataset, batch_size=2, max_positions=8)
-    assert len(task.eval_lm_dataloader(dataset, batch_size=2, max_positions=9)) > 1
-    if not carry:  # a sentence that is longer than a block is left out by itself, as ever
-        task = _task(folder, tokens_per_sample=5, carry_state=False, sample_break_mode="complete")
-        dataset = _loaded(task).dataset("train")
-        assert dataset.sizes.max() > 5
-        assert len(task.eval_lm_dataloader(dataset, batch_size=2, max_positions=5)) > 1
-
-
 def _built(task: Any, arch: str, **options: Any) -> Any:
     from fairseq.models import MODEL_DATACLASS_REGISTRY
 

@@ -53,6 +53,50 @@ def test_a_run_that_stops_in_the_middle_of_an_epoch_exits_0(runs: int) -> None:
         assert done.returncode == 0, done.stderr
 
 
+# Two programs, the second of which fails.
+TOGETHER = """
+import atexit, sys
+from pathlib import Path
+
+def say(when):
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print(when, names.count("pt_gloo_runloop"), flush=True)
+
+atexit.register(say, "at the end:")
+
+import luna_fairseq.models, torch
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.distributed import utils
+from omegaconf import OmegaConf
+
+cfg = OmegaConf.structured(FairseqConfig(model={}))
+options = cfg.distributed_training
+options.distributed_world_size, options.distributed_rank, options.distributed_backend = 1, 0, "gloo"
+options.distributed_init_method = f"file://{sys.argv[1]}/store"
+
+def main(cfg):
+    group = utils.get_global_group()
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2), process_group=group)
+    vars(model)["cycle"] = model
+    model(torch.ones(1, 2)).sum().backward()
+    say("at work:")
+    int(sys.argv[2])
+
+utils.distributed_main(0, main, cfg, {})
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are read from /proc")
+@pytest.mark.parametrize("well", [True, False])
+def test_threads_of_torch_distributed_end_with_a_training_that_ends_well(well: bool, tmp_path: Path) -> None:
+    """Left to themselves they abort such trainings, seldom: one of them wants the interpreter when it is gone."""
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path), "1" if well else "failed"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    before, after = (int(line.split(": ")[1]) for line in done.stdout.splitlines())
+    assert before > 0 and (after == 0 if well else after == before), done.stderr
+    assert done.returncode == (0 if well else 1)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(3))  # which several workers share
 def test_six_trainings_that_stop_in_an_epoch_exit_well(part: int, corpus: Corpus, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE, Sentencepi
 from fairseq.data.indexed_dataset import IndexedRawTextDataset, MMapIndexedDataset
 from fairseq.data.iterators import BufferedIterator, CountingIterator, EpochBatchIterator
 from fairseq.dataclass import utils as dataclass_utils
-from fairseq.dataclass.configs import GenerationConfig
+from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf, gen_parser_from_dataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_chunker_utils import Chunker
@@ -68,7 +68,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker
 
-from luna_fairseq.compat import REPAIRS, commands, evaluation, locking, mistakes, signals
+from luna_fairseq.compat import REPAIRS, commands, ending, evaluation, locking, mistakes, signals
 from luna_fairseq.errors import CheckpointError, CheckpointMismatch, DataError, FolderInUse
 from luna_fairseq.ops import beams
 from support.evil import Evil
@@ -1146,16 +1146,53 @@ def stop_loader_threads(folder: Path, patch: Patch) -> None:
     buffered = BufferedIterator(2, [torch.ones(1)] * 1000)
     next(buffered)
     thread: threading.Thread = buffered._consumer
-    listing = _Listing()
-    atexit.unregister(listing)  # type: ignore[arg-type]
     try:
-        for function in listing.found:
-            if function.__module__ == "luna_fairseq.compat.ending":
-                function()
+        _end_of_the_process()
         assert not thread.is_alive()
     finally:
         for _ in buffered:
             pass
+
+
+def _end_of_the_process() -> None:
+    listing = _Listing()
+    atexit.unregister(listing)  # type: ignore[arg-type]
+    for function in listing.found:
+        if function.__module__ == "luna_fairseq.compat.ending":
+            function()
+
+
+def _trained_together(folder: Path, patch: Patch) -> None:
+    patch.setattr(sys, "excepthook", sys.excepthook)  # torch puts one of its own around it, and leaves it there
+    patch.setattr(ending, "_together", False)
+    cfg = OmegaConf.structured(FairseqConfig(model={}))
+    cfg.distributed_training.distributed_world_size, cfg.distributed_training.distributed_rank = 1, 0
+    cfg.distributed_training.distributed_init_method = f"file://{folder}/store"
+    cfg.distributed_training.distributed_backend = "gloo"
+    distributed_utils.distributed_main(0, lambda cfg: None, cfg, {})
+
+
+def end_distributed_threads(folder: Path, patch: Patch) -> None:
+    try:
+        _trained_together(folder, patch)
+        _end_of_the_process()
+        assert not torch.distributed.is_initialized()
+    finally:
+        _forget_the_group()
+
+
+def note_the_end_of_all(folder: Path, patch: Patch) -> None:
+    try:
+        _trained_together(folder, patch)
+        assert ending._together
+    finally:
+        _forget_the_group()
+
+
+def _forget_the_group() -> None:
+    vars(distributed_utils.get_global_group).pop("_global_group", None)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 # locking

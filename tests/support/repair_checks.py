@@ -1163,7 +1163,7 @@ def stop_loader_threads(folder: Path, patch: Patch) -> None:
 
 def lock_the_save_dir(folder: Path, patch: Patch) -> None:
     cfg = make_trainer(folder).cfg
-    (folder / "checkpoint_last.pt.elsewhere-1-0123abcd.tmp").touch()
+    (folder / ".checkpoint_last.pt.tmp-elsewhere-1-0123abcd").touch()
     patch.setattr(locking, "_held", {})
     patch.setattr(signals, "_watch", None)
     _start_of_a_training(cfg)

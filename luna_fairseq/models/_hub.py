@@ -57,7 +57,8 @@ def load_for_hub(
     Raises:
         FileNotFoundError: if the checkpoint or the dictionary does not exist.
     """
-    model, checkpoint, data = map(os.fspath, (model_name_or_path, checkpoint_file, data_name_or_path))
+    names = (model_name_or_path, checkpoint_file, data_name_or_path)
+    model, checkpoint, data = (os.fspath(name) for name in names)
     path = os.path.join(model, checkpoint)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")

@@ -34,8 +34,9 @@ FILES = ("model.safetensors", "README.md", "config.json")
 def spm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pieces of the words w0 w1 ..., and of others."""
     folder = tmp_path_factory.mktemp("spm")
-    for name, words in (("model", "w"), ("other", "xyz")):
-        (folder / "text").write_text("\n".join(f"{words}{n} {words}{n + 1}" for n in range(40)))
+    letters = [f"{chr(97 + n % 19)}{chr(98 + n % 17)}" for n in range(41)]
+    for name, words in (("model", [f"w{n}" for n in range(41)]), ("other", letters)):
+        (folder / "text").write_text("\n".join(f"{words[n]} {words[n + 1]}" for n in range(40)))
         with open(folder / name, "wb") as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter((folder / "text").read_text().splitlines()),

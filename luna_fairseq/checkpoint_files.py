@@ -5,9 +5,7 @@ import errno
 import logging
 import os
 import re
-import secrets
 import shutil
-import socket
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
@@ -15,16 +13,12 @@ from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
 import torch
 
 from luna_fairseq.errors import CheckpointError
-from luna_fairseq.outputs import replaceable
+from luna_fairseq.outputs import is_at_work, left_over, replaceable, whole_file
 
 _ZIP = b"PK\x03\x04"  # how torch tells its own format from the one of before 1.6, which holds no checksums
 _NAME = re.compile(r"checkpoint(?:\d+|_\d+_\d+|[._]best\S*)\.pt")
+_EARLIER = re.compile(r"(?P<name>.+\.pt)(?:\.(?P<owner>[\w.-]+-\d+-[0-9a-f]{8}))?\.tmp")  # of versions before
 logger = logging.getLogger(__name__)
-
-
-_HOST = re.sub(r"[^\w.-]", "_", socket.gethostname())
-# Of a process: "X.pt.HOST-PROCESS-RANDOM.tmp". Of versions before that: "X.pt.tmp".
-_TEMPORARY = re.compile(r"(?P<name>.+\.pt)(?:\.(?P<host>[\w.-]+)-(?P<process>\d+)-[0-9a-f]{8})?\.tmp")
 
 
 def _other_name(path: str) -> bool:
@@ -35,23 +29,22 @@ def _other_name(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def whole_file(path: Union[str, Path]) -> Iterator[BinaryIO]:
+def open_whole(path: Union[str, Path]) -> Iterator[BinaryIO]:
     """A file to write that becomes ``path`` at the end, and never if anything goes wrong.
 
     A link is followed, except for one to a checkpoint beside it.
+
+    Raises:
+        CheckpointError: if the system refuses to write, as on a full disk.
+        OutputError: if something else than a file is there.
     """
-    target = str(path) if _other_name(str(path)) else str(replaceable(path))
-    # No other process has this name, and what a killed one leaves is known by it: see remove_temporary_files.
-    temporary = f"{target}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    follow = not _other_name(str(path))
+    if follow:
+        replaceable(path)  # says itself what is in the way
     try:
-        with open(temporary, "xb") as file:
+        with whole_file(path, follow) as temporary, open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
         # Of a full disk torch.save says that a position is not what it expected, before or after the real error.
         reason = error if isinstance(error, Exception) else None
         while reason is not None and not isinstance(reason, OSError):
@@ -70,7 +63,7 @@ def save_atomically(checkpoint: Any, path: Union[str, Path]) -> None:
     Raises:
         CheckpointError: if the system refuses to write, as on a full disk.
     """
-    with whole_file(path) as file:
+    with open_whole(path) as file:
         torch.save(checkpoint, file)
 
 
@@ -80,7 +73,7 @@ def copy_atomically(source: str, path: str) -> None:
     Raises:
         CheckpointError: if the system refuses to write, as on a full disk.
     """
-    with open(source, "rb") as whole, whole_file(path) as file:
+    with open(source, "rb") as whole, open_whole(path) as file:
         shutil.copyfileobj(whole, file, 1 << 20)
 
 
@@ -96,26 +89,19 @@ def remove_temporary_files(folder: str, suffix: str = "") -> None:
     written = re.compile(
         rf"crash\.pt|checkpoint(\d+|_\d+_\d+|_best|_last|\.best_\S+?)({re.escape(suffix)})?(-\S+)?\.pt", re.ASCII
     )
-    for path in Path(folder).iterdir():
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or not written.fullmatch(match["name"]) or path.is_symlink() or not path.is_file():
-            continue
-        if match["host"] != _HOST or not _is_alive(int(match["process"])):
+    found = [*left_over(Path(folder), alone=True), *_left_before(Path(folder))]
+    for name, path in found:
+        if written.fullmatch(name) and path.is_file():
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def _is_alive(process: int) -> bool:
-    """Whether it is another process that is there."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
+def _left_before(folder: Path) -> Iterator[Tuple[str, Path]]:
+    """As ``left_over``, of the temporary names that were in use before."""
+    for path in folder.iterdir():
+        match = _EARLIER.fullmatch(path.name)
+        if match and not path.is_symlink() and not is_at_work(path, match["owner"] or "", alone=True):
+            yield match["name"], path
 
 
 def check_whole(path: str) -> None:

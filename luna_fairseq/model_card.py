@@ -16,7 +16,7 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 
 from luna_fairseq._version import __version__
-from luna_fairseq.checkpoint_files import whole_file
+from luna_fairseq.checkpoint_files import open_whole
 from luna_fairseq.console import one_line
 from luna_fairseq.errors import CheckpointError
 
@@ -148,7 +148,7 @@ def write_card(path: Path, name: str, checkpoint: Dict[str, Any], scores: List[S
             f"({type(error).__name__}: {one_line(error)[:200]})"
         ) from error
     text = f"{before}{START}\n{own}{END}{after}"
-    with whole_file(path) as file:
+    with open_whole(path) as file:
         file.write(text.encode(errors="surrogateescape"))  # a name may be in no encoding
 
 

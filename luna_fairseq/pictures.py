@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from luna_fairseq.data.files import whole_file
+from luna_fairseq.outputs import whole_file
 
 # Okabe and Ito's colours, which people with any kind of colour blindness tell apart; the lightest is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -19,12 +19,14 @@ any batch and length. docs/export.md says what each holds.
 
 
 def _export(args: argparse.Namespace) -> None:
-    out, path = Path(args.out), Path(args.checkpoint)
-    from luna_fairseq.export.folder import PIECES, check_out, exported_folder, find_belongings
+    path, out = Path(args.checkpoint), Path(args.out)
+    out = out if out.name not in ("", "..") else out.resolve()
+    from luna_fairseq.export.folder import PIECES, check_out, exported_folder, find_belongings, given_pieces
 
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}: name the file")
     check_out(out)
+    pieces = given_pieces(args.sentencepiece_model) if args.sentencepiece_model is not None else None
     from luna_fairseq import plugin  # here, because it takes seconds
 
     plugin.load()
@@ -35,18 +37,17 @@ def _export(args: argparse.Namespace) -> None:
 
     if args.format == "safetensors":
         need_safetensors()
+    if args.format == "onnx":
+        from luna_fairseq.export.formats import need_onnx
+
+        need_onnx()
     checkpoint = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     config = description(checkpoint, args.format)
-    data = config["luna_fairseq"]["cfg"].get("task", {}).get("data") or ""
-    arena = config["luna_fairseq"]["cfg"].get("task", {}).get("_name") in (
-        "lra-text",
-        "lra-image",
-        "long_range_arena",
-    )
-    belongings = find_belongings(path, data, args.data, args.sentencepiece_model, has_dictionary=not arena)
+    cfg = config["luna_fairseq"]["cfg"]
+    belongings = find_belongings(path, cfg.get("task") or {}, args.data, pieces)
     # What cannot be loaded with these dictionaries is not exported.
     changes: Dict[str, Any] = {} if belongings.data is None else {"data": str(belongings.data)}
-    if "load_checkpoint_heads" in config["luna_fairseq"]["cfg"].get("model", {}):
+    if "load_checkpoint_heads" in cfg.get("model", {}):
         changes["load_checkpoint_heads"] = True
     models, _ = checkpoint_utils.load_model_ensemble([str(path)], arg_overrides=changes)
     with exported_folder(out, config, belongings) as folder:
@@ -74,7 +75,7 @@ def main(prog: str, arguments: List[str]) -> int:
     parser.add_argument(
         "--sentencepiece-model",
         metavar="FILE",
-        help="to copy, if it does not lie by the dictionaries or in the folder of their data-bin",
+        help="to copy, if it lies neither by the dictionaries nor one or two folders higher",
     )
     args = parser.parse_args(arguments)
     return run(prog, lambda: _export(args), RuntimeError, ValueError)

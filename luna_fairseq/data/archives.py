@@ -17,8 +17,9 @@ from typing import IO
 
 from luna_fairseq.console import help_parser, one_line, run
 from luna_fairseq.data.download import download, verify
-from luna_fairseq.data.files import BLOCK_BYTES, alone_in, count_lines, whole_file
+from luna_fairseq.data.files import BLOCK_BYTES, alone_in, count_lines
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_file
 
 
 @dataclass(frozen=True)

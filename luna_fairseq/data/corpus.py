@@ -41,8 +41,6 @@ from luna_fairseq.data.files import (
     need_file,
     read_json,
     read_lines,
-    whole_file,
-    whole_folder,
     write_json,
 )
 from luna_fairseq.data.pieces import (
@@ -61,6 +59,7 @@ from luna_fairseq.data.pieces import (
 from luna_fairseq.data.settings import SETTINGS, SMOKE, begun
 from luna_fairseq.data.workers import in_order
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_file, whole_folder
 
 SMOKE_LINES = 2000
 

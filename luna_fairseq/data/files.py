@@ -1,26 +1,20 @@
-"""Files and folders that appear whole or not at all."""
+"""Files of data: what they hold, and the one command that may be at work in a folder."""
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from luna_fairseq.errors import PreparationError
-from luna_fairseq.outputs import replaceable
+from luna_fairseq.outputs import whole_file
 
 BYTE_ORDER_MARK = "\ufeff"
 BLOCK_BYTES = 1 << 20  # how much of a large file is read at once
-_HOST = re.sub(r"[^\w.]", "_", socket.gethostname()) or "localhost"
-_LONG_AGO = 24 * 3600
 _PARTS = 64  # of a file, a block each, that tell it from others
 _FEW = 1000  # files that are looked into: the Long Range Arena's are up to a million
 CONTENT = "content"  # the key of settings that earlier folders lack
@@ -48,37 +42,6 @@ def count_lines(path: Path) -> int:
     """How many line breaks a file has."""
     with open(path, "rb") as source:
         return sum(block.count(b"\n") for block in iter(lambda: source.read(BLOCK_BYTES), b""))
-
-
-def _temporary(path: Path) -> Path:
-    """A name beside ``path`` that no other process takes; what a run that is over left there goes away."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    start = f".{path.name}.tmp-"
-    for stale in path.parent.iterdir():
-        if stale.name.startswith(start) and not _at_work(stale, stale.name.removeprefix(start)):
-            if stale.is_dir():
-                shutil.rmtree(stale, ignore_errors=True)
-            else:
-                stale.unlink(missing_ok=True)
-    return path.with_name(f"{start}{_HOST}-{os.getpid()}")
-
-
-def _at_work(path: Path, owner: str) -> bool:
-    """Whether the process that a temporary name bears may still write there."""
-    host, _, process = owner.rpartition("-")
-    if not host:  # of an earlier version
-        return False
-    try:
-        if host != _HOST:  # of another machine only the time is known
-            return time.time() - path.stat().st_mtime < _LONG_AGO
-        if int(process) == os.getpid():
-            return False
-        os.kill(int(process), 0)
-    except (FileNotFoundError, ProcessLookupError, OverflowError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 @contextmanager
@@ -116,55 +79,6 @@ def alone_in(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # it holds something
                 folder.rmdir()
         os.close(lock)
-
-
-def _flush(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # of a file system without it
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes ``path`` at the end, or is removed after an error."""
-    path = replaceable(path)
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:  # a machine that goes down must not leave the name of an empty file
-            _flush(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes ``path`` at the end, or is removed after an error.
-
-    Args:
-        path: the folder; an empty one may be there.
-        replace: take the place of a folder that is there, which goes when this one has its name.
-    """
-    temporary = _temporary(path)
-    temporary.mkdir()
-    # Not a temporary name, which a later run would remove: for a moment nothing else is left of the folder.
-    earlier = path.with_name(f".{path.name}.earlier-{_HOST}-{os.getpid()}")
-    try:
-        yield temporary
-        if replace and path.exists():
-            os.rename(path, earlier)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if earlier.exists():
-                os.rename(earlier, path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def copy_file(source: Path, target: Path) -> None:

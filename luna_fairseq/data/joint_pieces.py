@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luna_fairseq.console import help_parser, positive, run
-from luna_fairseq.data.files import alone_in, need_file, read_lines, whole_file
+from luna_fairseq.data.files import alone_in, need_file, read_lines
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.pieces import SentencePieceEncoder, train_sentencepiece
 from luna_fairseq.data.settings import SETTINGS, read_settings, take
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_file
 
 SPLITS = ("train", "valid", "test")
 BLOCK_LINES = 2000

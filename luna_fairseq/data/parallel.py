@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from luna_fairseq.data.files import read_lines, whole_file
+from luna_fairseq.data.files import read_lines
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_file
 
 Pair = tuple[str, str]
 

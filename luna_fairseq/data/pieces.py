@@ -1,6 +1,7 @@
 """Pieces of words: SentencePiece, GPT-2's byte pairs, and fairseq's dictionaries of them."""
 
 import io
+import json
 import logging
 import random
 import re
@@ -15,10 +16,18 @@ from luna_fairseq.data.files import need_file
 from luna_fairseq.errors import PreparationError
 
 SENTENCEPIECE, ENCODER_JSON, VOCAB_BPE, DICTIONARY = "sentencepiece.model", "encoder.json", "vocab.bpe", "dict.txt"
+SENTENCEPIECE_NAMES = (
+    SENTENCEPIECE,
+    "sentencepiece.bpe.model",
+    "spm.model",
+)  # the second: published models
+KINDS = ("sentencepiece", "gpt2")  # as fairseq calls them
 # fairseq's Dictionary begins with these itself and refuses to read them from a file.
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 UNKNOWN_WORD = re.compile(r"(?<!\S)<unk>(?!\S)")
 MOST_UNKNOWN = 0.1
+ENOUGH_KNOWN = 0.5  # of the symbols of a dictionary: rare characters, of which some have many, are in no model
+_ADDED = re.compile(r"<.*>|madeupword\d+")  # symbols that are no pieces
 
 
 class Encoder(Protocol):
@@ -26,6 +35,23 @@ class Encoder(Protocol):
 
     def encode(self, lines: Sequence[str]) -> list[str]:
         """The pieces of every line, separated by single spaces; "" for a line that has none."""
+
+
+def read_sentencepiece(model: Path) -> Any:
+    """A ``SentencePieceProcessor`` of a model.
+
+    Raises:
+        PreparationError: if the file is not one.
+    """
+    import sentencepiece
+
+    found = sentencepiece.SentencePieceProcessor()
+    try:
+        # By its content: SentencePiece opens no file whose name the system's encoding cannot express.
+        found.LoadFromSerializedProto(model.read_bytes())
+    except (RuntimeError, OSError) as error:
+        raise PreparationError(f"{model} is not a SentencePiece model: {one_line(error)}") from error
+    return found
 
 
 class SentencePieceEncoder:
@@ -36,14 +62,7 @@ class SentencePieceEncoder:
     """
 
     def __init__(self, model: Path) -> None:
-        import sentencepiece
-
-        try:
-            self._model = sentencepiece.SentencePieceProcessor()
-            # By its content: SentencePiece opens no file whose name the system's encoding cannot express.
-            self._model.LoadFromSerializedProto(model.read_bytes())
-        except (RuntimeError, OSError) as error:
-            raise PreparationError(f"{model} is not a SentencePiece model: {one_line(error)}") from error
+        self._model = read_sentencepiece(model)
         self.pieces: list[str] = [self._model.id_to_piece(number) for number in range(len(self._model))]
         for piece in self.pieces:
             if piece.split() != [piece]:
@@ -128,14 +147,60 @@ class Pieces:
             raise PreparationError(f"the folder {folder} does not exist: {hint}")
         if not (folder / DICTIONARY).is_file():
             raise PreparationError(f"{folder} has no {DICTIONARY}: {hint}")
-        gpt2 = [name for name in (ENCODER_JSON, VOCAB_BPE) if (folder / name).is_file()]
-        if (folder / SENTENCEPIECE).is_file():
-            if gpt2:
-                raise PreparationError(f"{folder} has both {SENTENCEPIECE} and {gpt2[0]}: leave one of them there")
-            return cls.of_sentencepiece(folder / SENTENCEPIECE)
-        if not gpt2:
+        found = [pieces for kind in KINDS if (pieces := cls.in_folder(folder, kind))]
+        if len(found) > 1:
+            one, other = (next(iter(pieces.files.values())).name for pieces in found)
+            raise PreparationError(f"{folder} has both {one} and {other}: leave one of them there")
+        if not found and any((folder / name).exists() for name in (ENCODER_JSON, VOCAB_BPE)):
+            return cls.of_gpt2(folder / ENCODER_JSON, folder / VOCAB_BPE)  # says which is missing
+        if not found:
             raise PreparationError(f"{folder} has neither {SENTENCEPIECE} nor {ENCODER_JSON} and {VOCAB_BPE}: {hint}")
-        return cls.of_gpt2(folder / ENCODER_JSON, folder / VOCAB_BPE)
+        return found[0]
+
+    @classmethod
+    def in_folder(cls, folder: Path, kind: str) -> "Pieces | None":
+        """What lies in a folder, of a kind (:data:`KINDS`), under any name that it may have."""
+        if kind == "sentencepiece":
+            model = next((folder / name for name in SENTENCEPIECE_NAMES if (folder / name).is_file()), None)
+            return None if model is None else cls.of_sentencepiece(model)
+        gpt2 = [folder / name for name in (ENCODER_JSON, VOCAB_BPE)]
+        return cls.of_gpt2(*gpt2) if all(path.is_file() for path in gpt2) else None
+
+    @classmethod
+    def of_model(cls, folder: Path, *others: Path, kinds: Sequence[str] = KINDS) -> "Pieces | None":
+        """The pieces that a model's text was cut into, found by its dictionaries.
+
+        What lies beside these is taken. Two folders higher, where ``prepare corpus`` leaves it, and elsewhere
+        may lie somebody else's: they are taken if most symbols of a dictionary are pieces.
+
+        Args:
+            folder: of the dictionaries (of ``input0`` and the like: the one above).
+            others: where else to look.
+            kinds: of :data:`KINDS`.
+        """
+        folder = folder.absolute()
+        dictionaries = [*folder.glob(DICTIONARY), *folder.glob("dict.*.txt"), *folder.glob(f"input0/{DICTIONARY}")]
+        for place in (folder, *folder.parents[:2], *others):
+            for kind in kinds:
+                found = cls.in_folder(place, kind)
+                if found and (place == folder or any(map(found.fits, dictionaries))):
+                    return found
+        return None
+
+    def fits(self, dictionary: Path) -> bool:
+        """Whether most symbols of a dictionary are pieces; False if a file cannot be read."""
+        try:
+            symbols = {symbol for symbol in read_dictionary(dictionary) if not _ADDED.fullmatch(symbol)}
+            return len(symbols & self._names()) > ENOUGH_KNOWN * len(symbols)
+        except (PreparationError, OSError, ValueError, AttributeError):
+            return False
+
+    def _names(self) -> set[str]:
+        """All pieces, as they stand in a dictionary."""
+        if SENTENCEPIECE in self.files:
+            model = read_sentencepiece(self.files[SENTENCEPIECE])
+            return {model.id_to_piece(number) for number in range(len(model))}
+        return {str(number) for number in json.loads(self.files[ENCODER_JSON].read_text(encoding="utf-8")).values()}
 
     def load(self) -> Encoder:
         """Read the files."""

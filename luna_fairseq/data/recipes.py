@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from luna_fairseq.data.files import whole_file
 from luna_fairseq.data.parallel import Pair, lines_of
 from luna_fairseq.data.pieces import SENTENCEPIECE, Sample, SentencePieceEncoder, learn_sentencepiece, quiet_import
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_file
 
 CODES = "codes"
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from luna_fairseq.data.files import CONTENT, alone_in, whole_folder, write_json
+from luna_fairseq.data.files import CONTENT, alone_in, write_json
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_folder
 
 SETTINGS, SMOKE = "settings.json", "smoke"
 

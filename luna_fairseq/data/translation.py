@@ -28,12 +28,13 @@ import regex
 
 from luna_fairseq.console import help_parser, positive, progress, run
 from luna_fairseq.data.binarise import binarise
-from luna_fairseq.data.files import CONTENT, alone_in, count_lines, fingerprint, need_file, whole_folder, write_json
+from luna_fairseq.data.files import CONTENT, alone_in, count_lines, fingerprint, need_file, write_json
 from luna_fairseq.data.parallel import Pair, batched, both_files, read_pairs, write_pairs
 from luna_fairseq.data.recipes import RECIPES, Recipe, lines_of
 from luna_fairseq.data.settings import SETTINGS, SMOKE, begun
 from luna_fairseq.data.workers import in_order
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_folder
 
 BLOCK_LINES = 2000
 SMOKE_LINES = 2000

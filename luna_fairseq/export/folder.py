@@ -5,14 +5,20 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, NamedTuple, Optional
 
-from luna_fairseq.data.files import whole_folder, write_json
+from luna_fairseq.data.files import write_json
+from luna_fairseq.data.pieces import SENTENCEPIECE, Pieces, read_sentencepiece
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import check_not_inside, whole_folder
 
 CONFIG = "config.json"
 PIECES = "sentencepiece.bpe.model"  # the name under which fairseq's hub looks for it
-_DICTIONARIES = ("dict*.txt", "input0/dict.txt", "label/dict.txt")
+# Of a corpus, of fine-tuning, of the Long Range Arena.
+_DICTIONARIES = (
+    "dict.txt", "dict.*.txt", "input0/dict.txt", "label/dict.txt", "src-bin/dict.txt", "label-bin/dict.txt",
+)  # fmt: skip
+_WITHOUT_DICTIONARY = ("lra-image",)  # tasks
 
 
 class Belongings(NamedTuple):
@@ -27,64 +33,55 @@ class Belongings(NamedTuple):
     files: Dict[str, Path]
 
 
+def given_pieces(path: str) -> Path:
+    """The SentencePiece model that the user names.
+
+    Raises:
+        PreparationError: if it is not there, or is not one.
+    """
+    if not Path(path).is_file():
+        raise PreparationError(f"there is no file {path}: name the SentencePiece model as --sentencepiece-model")
+    read_sentencepiece(Path(path))
+    return Path(path)
+
+
 def find_belongings(
-    checkpoint: Path, data: str, given: Optional[str], pieces: Optional[str], has_dictionary: bool = True
+    checkpoint: Path, task: Dict[str, Any], given: Optional[str], pieces: Optional[Path]
 ) -> Belongings:
     """Dictionaries and pieces of a checkpoint.
 
     Args:
         checkpoint: its file.
-        data: the data folders that it names, separated by colons; maybe of another machine.
-        given: the folder that the user names, which must hold a dictionary, or None.
-        pieces: the SentencePiece model that the user names, or None to look beside the dictionaries, one folder
-            higher, in that of their ``data-bin``, and beside the checkpoint.
-        has_dictionary: the task has ``dict*.txt``, as those of the Long Range Arena have not.
+        task: the options of its task; the data folders that they name may be of another machine, or were named from
+            another folder.
+        given: the data folders that the user names, or None.
+        pieces: the SentencePiece model that the user names, or None to look where
+            :meth:`luna_fairseq.data.pieces.Pieces.of_model` does, and beside the checkpoint.
 
     Raises:
-        PreparationError: if what the user names is not there, or there is no dictionary.
-        DataError: if it is no SentencePiece model.
+        PreparationError: if what the user names is not there, or there are no dictionaries where they were.
     """
-    # Here, because it takes seconds.
-    from luna_fairseq.models._hub import GPT2_PIECES, places_of_pieces
-    from luna_fairseq.models._hub import PIECES as NAMES
-
-    first = data.split(os.pathsep)[0]
-    places = [Path(given)] if given else [*([Path(first)] if first else []), checkpoint.parent]
-    for folder in places:
+    named = [Path(name) for name in (given or str(task.get("data") or "")).split(os.pathsep) if name]
+    for folder in [*named, *([] if given else [checkpoint.parent])]:
         found = [path for pattern in _DICTIONARIES for path in sorted(folder.glob(pattern)) if path.is_file()]
         if found:
             break
     else:
-        if given:
-            raise PreparationError(f"there is no dict*.txt in {given}: name the folder of the dictionaries as --data")
-        if first and has_dictionary:
+        folder = checkpoint.parent
+        if named and task.get("_name") not in _WITHOUT_DICTIONARY:
+            who, also = ("you name", "") if given else ("the checkpoint names", ", nor beside the checkpoint")
             raise PreparationError(
-                f"there is no dict*.txt in {Path(first).absolute()}, which the checkpoint names as {first}, nor "
-                "beside the checkpoint: name the folder of the dictionaries as --data"
+                f"there is no dict*.txt in {named[0].absolute()}, which {who} as {named[0]}{also}: name the folder "
+                "of the dictionaries as --data"
             )
-        folder, found = checkpoint.parent, []
-    named = folder if found else None
     files = {path.relative_to(folder).as_posix(): path for path in found}
+    data = folder if found or task.get("_name") in _WITHOUT_DICTIONARY else None
     if pieces is not None:
-        if not Path(pieces).is_file():
-            raise PreparationError(
-                f"there is no file {pieces}: name the SentencePiece model as --sentencepiece-model"
-            )
-        from sentencepiece import SentencePieceProcessor
-
-        files[PIECES] = Path(pieces)
-        SentencePieceProcessor(model_file=pieces)  # which, as repaired, names a file that is no such model
-        return Belongings(named, files)
-    known = map(Path, places_of_pieces(folder))
-    for place in (*known, folder.absolute().parent, checkpoint.parent):
-        model = next((place / name for name in (*NAMES, "spm.model") if (place / name).is_file()), None)
-        if model is not None:
-            files[PIECES] = model
-            break
-        if all((place / name).is_file() for name in GPT2_PIECES):
-            files.update({name: place / name for name in GPT2_PIECES})
-            break
-    return Belongings(named, files)
+        return Belongings(data, {**files, PIECES: pieces})
+    near = Pieces.of_model(folder, checkpoint.parent)
+    for name, path in near.files.items() if near else ():
+        files[PIECES if name == SENTENCEPIECE else name] = given_pieces(str(path)) if name == SENTENCEPIECE else path
+    return Belongings(data, files)
 
 
 def read_config(folder: Path) -> Dict[str, Any]:
@@ -104,29 +101,39 @@ def read_config(folder: Path) -> Dict[str, Any]:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds anything but what ``luna-fairseq export`` wrote there.
+    """Refuse a folder that holds anything but what ``luna-fairseq export`` wrote there, or that cannot be made.
 
     Raises:
-        PreparationError: with the file that is in the way.
+        PreparationError: with what is in the way.
+        OutputError: if one is inside of it.
     """
-    if not out.exists() and not out.is_symlink():
+    above = next((folder for folder in out.absolute().parents if os.path.lexists(folder)), out)
+    if not above.is_dir():
+        raise PreparationError(f"{above} is no folder: name another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PreparationError(f"nothing can be written to {above}: name another --out")
+    if not os.path.lexists(out):
         return
     if not out.is_dir() or out.is_symlink():
         raise PreparationError(f"{out} is no folder: name another --out")
-    there = _files(out)
-    if not there:
-        return
     try:
         own = {CONFIG, *read_config(out)["luna_fairseq"]["files"]}
     except PreparationError:
         own = set()
-    others = [name for name in there if name not in own]
-    if others:
-        raise PreparationError(f"{out} has a {others[0]} that luna-fairseq export did not write: name another --out")
+    other = next((name for name in _content(out) if name not in own), None)
+    if other is not None:
+        raise PreparationError(f"{out} has a {other} that luna-fairseq export did not write: name another --out")
+    check_not_inside(out)
 
 
-def _files(folder: Path) -> List[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+def _content(folder: Path, above: str = "") -> Iterator[str]:
+    """What is in a folder, and in those in it: files, links, and folders that are empty."""
+    for path in sorted(folder.iterdir()):
+        name = f"{above}{path.name}"
+        if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
+            yield from _content(path, f"{name}/")
+        else:
+            yield name
 
 
 @contextmanager
@@ -147,6 +154,6 @@ def exported_folder(out: Path, config: Dict[str, Any], belongings: Belongings) -
             (temporary / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source, temporary / name)
         yield temporary
-        config["luna_fairseq"]["files"] = _files(temporary)
+        config["luna_fairseq"]["files"] = sorted(_content(temporary))
         write_json(temporary / CONFIG, config)
         check_out(out)  # it may have taken long

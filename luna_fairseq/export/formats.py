@@ -40,6 +40,19 @@ def _write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path)
         onnx.save(str(path))
 
 
+def need_onnx() -> None:
+    """Look for what ONNX takes.
+
+    Raises:
+        PreparationError: if a package is missing.
+    """
+    for name in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise PreparationError(
+                f"{name} is not installed: pip install {name}, or luna-fairseq with its extra export"
+            )
+
+
 def write_graphs(folder: Path, model: nn.Module, kind: str, config: Dict[str, Any]) -> None:
     """Write every graph of a model, and into ``config`` what each takes and gives.
 
@@ -48,16 +61,7 @@ def write_graphs(folder: Path, model: nn.Module, kind: str, config: Dict[str, An
         model: see :func:`luna_fairseq.export.graphs.graphs_of`.
         kind: ``onnx`` or ``torch-export``.
         config: for ``config.json``.
-
-    Raises:
-        PreparationError: if a package is missing.
     """
-    if kind == "onnx":
-        for name in ("onnx", "onnxscript"):
-            if importlib.util.find_spec(name) is None:
-                raise PreparationError(
-                    f"{name} is not installed: pip install {name}, or luna-fairseq with its extra export"
-                )
     suffix = {"onnx": "onnx", "torch-export": "pt2"}[kind]
     described = config["luna_fairseq"]["graphs"] = {}
     for name, graph in graphs_of(model).items():

@@ -5,7 +5,6 @@ The optimizer's state and the random numbers are left out: no training goes on f
 """
 
 import json
-import stat
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -18,6 +17,7 @@ from luna_fairseq.compat._contents import check_options
 from luna_fairseq.errors import CheckpointError, PreparationError
 from luna_fairseq.export.folder import read_config
 from luna_fairseq.model_card import plain
+from luna_fairseq.outputs import whole_file
 
 WEIGHTS = "model.safetensors"
 # Of the history: what the model card and fine-tuning read.
@@ -45,7 +45,12 @@ def description(checkpoint: Dict[str, Any], kind: str) -> Dict[str, Any]:
     Args:
         checkpoint: as fairseq loads it.
         kind: the format of the folder.
+
+    Raises:
+        CheckpointError: if it has no options.
     """
+    if not checkpoint.get("cfg"):
+        raise CheckpointError("the checkpoint does not say what it is of: name one that fairseq-train has written")
     cfg = plain(checkpoint["cfg"])
     extra = checkpoint.get("extra_state") or {}
     history = {name: plain(extra[name]) for name in _HISTORY if name in extra}
@@ -85,11 +90,8 @@ def write_weights(folder: Path, checkpoint: Dict[str, Any], config: Dict[str, An
     own = config["luna_fairseq"]
     own["tied"], own["names"] = tied, list(state)
     own["modules"] = plain(getattr(state, "_metadata", None))
-    path = folder / WEIGHTS
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)  # who else may read a file: safetensors' own only its owner
-    need_safetensors().save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(mode)
+    with whole_file(folder / WEIGHTS) as temporary:  # its own file would be for the owner alone
+        need_safetensors().save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def read_checkpoint(folder: Path) -> Dict[str, Any]:

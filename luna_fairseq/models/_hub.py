@@ -1,6 +1,7 @@
 """The Python interface to a trained masked-LM model: fairseq's RoBERTa interface, and the packed sequence."""
 
 import os
+from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import torch
@@ -11,56 +12,31 @@ from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
-from luna_fairseq.data.pieces import UNKNOWN_WORD
+from luna_fairseq.data.pieces import ENCODER_JSON, KINDS, SENTENCEPIECE, UNKNOWN_WORD, VOCAB_BPE, Pieces
 
 # A sentence, a pair of sentences, or symbols that were encoded before.
 Text = Union[str, Tuple[str, ...], Tensor]
 StrPath = Union[str, "os.PathLike[str]"]
-
-PIECES = ("sentencepiece.model", "sentencepiece.bpe.model")  # files by which pieces are known
-GPT2_PIECES = ("encoder.json", "vocab.bpe")
-
-
-def places_of_pieces(folder: StrPath) -> List[str]:
-    """Where the pieces of data may lie: in its folder, or in that of ``data-bin``, as luna-fairseq prepare has it.
-
-    Args:
-        folder: of ``dict.txt``: ``X``, ``X/data-bin``, or ``X/data-bin/shard0``.
-    """
-    path = os.path.abspath(folder)
-    places = [path]
-    for _ in range(2):
-        path, name = os.path.split(path)
-        if name == "data-bin":
-            return [*places, path]
-    return places
+# The options of fairseq that name the files of pieces.
+_OPTIONS = {SENTENCEPIECE: "sentencepiece_model", ENCODER_JSON: "gpt2_encoder_json", VOCAB_BPE: "gpt2_vocab_bpe"}
 
 
 def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
-    """Which segmentation belongs to a model: what ``options`` say, else what lies beside its dictionary.
+    """Which segmentation belongs to a model: what ``options`` say, else what is found by its dictionary.
 
     Args:
-        folder: where ``dict.txt`` is; it, or the folder of the ``data-bin`` that it is or lies in, may hold
-            ``sentencepiece.model`` (or ``sentencepiece.bpe.model``), or ``encoder.json`` and ``vocab.bpe`` of the
-            GPT-2 BPE.
+        folder: where ``dict.txt`` is; :meth:`luna_fairseq.data.pieces.Pieces.of_model` says where the pieces may lie.
         options: of ``from_pretrained``; not changed.
 
     Returns:
         the options, completed as far as the files are there.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    places = places_of_pieces(folder)
-    for path in (os.path.join(place, name) for place in places for name in PIECES):
-        if options.get("bpe") in (None, "sentencepiece") and os.path.isfile(path):
-            options["bpe"] = "sentencepiece"
-            options.setdefault("sentencepiece_model", path)
-    if options.get("bpe") in (None, "gpt2"):
-        for place in places:
-            files = dict(zip(("gpt2_encoder_json", "gpt2_vocab_bpe"), GPT2_PIECES, strict=True))
-            found = {option: os.path.join(place, name) for option, name in files.items()}
-            if all(map(os.path.isfile, found.values())):
-                return {**found, **options, "bpe": "gpt2"}
-    return options
+    pieces = Pieces.of_model(Path(folder), kinds=[kind for kind in KINDS if options.get("bpe", kind) == kind])
+    if pieces is None:
+        return options
+    files = {_OPTIONS[name]: str(path) for name, path in pieces.files.items()}
+    return {"bpe": "sentencepiece" if SENTENCEPIECE in pieces.files else "gpt2", **files, **options}
 
 
 def load_for_hub(
@@ -81,18 +57,16 @@ def load_for_hub(
     Raises:
         FileNotFoundError: if the checkpoint or the dictionary does not exist.
     """
-    model_name_or_path, checkpoint_file = os.fspath(model_name_or_path), os.fspath(checkpoint_file)
-    data_name_or_path = os.fspath(data_name_or_path)
-    path = os.path.join(model_name_or_path, checkpoint_file)
+    names = (model_name_or_path, checkpoint_file, data_name_or_path)
+    model, checkpoint, data = (os.fspath(name) for name in names)
+    path = os.path.join(model, checkpoint)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist: name the folder and the checkpoint_file")
-    start = model_name_or_path if data_name_or_path.startswith(".") else ""
-    first_shard = utils.split_paths(data_name_or_path)[0]
-    folder = os.path.abspath(os.path.join(start, first_shard))
+    folder = os.path.abspath(os.path.join(model if data.startswith(".") else "", utils.split_paths(data)[0]))
     dictionaries = [os.path.join(folder, part, "dict.txt") for part in ("", "input0")]
     if not any(map(os.path.isfile, dictionaries)):
         raise FileNotFoundError(f"dictionary {dictionaries[0]} does not exist: name its folder as data_name_or_path")
-    return hub_utils.from_pretrained(model_name_or_path, checkpoint_file, folder, **find_pieces(folder, options))
+    return hub_utils.from_pretrained(model, checkpoint, folder, **find_pieces(folder, options))
 
 
 class KeepUnknownWords:

@@ -347,7 +347,8 @@ class LunaLanguageModel(FairseqLanguageModel):
             model_name_or_path: folder of the checkpoint.
             checkpoint_file: its name there.
             data_name_or_path: folder of ``dict.txt``; one that starts with a dot is looked for from the
-                checkpoint's folder. ``sentencepiece.model`` or GPT-2's files beside it are the pieces.
+                checkpoint's folder. ``sentencepiece.model`` or GPT-2's files beside it, or up to two folders
+                higher, are the pieces.
             kwargs: other options to override, such as ``bpe`` and ``sentencepiece_model``; of ``carry_state``,
                 ``carry_positions`` and ``carry_at_most`` (which ``stream`` goes by) all, if one is given.
 

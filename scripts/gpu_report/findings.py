@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, Dict, List
 
 import torch
 
+from luna_fairseq.data.files import write_json
 from scripts.bench.checks import Mismatch
 from scripts.gpu_report import BEGAN
 
@@ -35,9 +35,7 @@ class Findings:
 
     def _write(self) -> None:
         self.found["seconds"] = round(time.monotonic() - BEGAN, 1)
-        partial = self.path.with_suffix(".part")
-        partial.write_text(json.dumps(self.found, indent=1) + "\n")
-        os.replace(partial, self.path)
+        write_json(self.path, self.found)
 
     def add(self, name: str, measure: Callable[[], Dict[str, Any]]) -> None:
         """Add what ``measure`` returns; what it raises is written down, and the next row has its turn.

@@ -174,8 +174,9 @@ def test_fine_tune_every_head(lm_corpus: LMCorpus, pretrained: Path, tmp_path: P
     with pytest.raises(ValueError, match=f"no head mnli, its heads are: {head}"):
         luna.predict("mnli", rows)
     # From text it needs to know the pieces. A pair has two separators then, as RoBERTa's pairs do.
+    alone = shutil.copytree(data, tmp_path / "without" / "pieces" / "pairs")
     with pytest.raises(ValueError, match="no pieces"):
-        luna.predict(head, "the cat")
+        LunaBertModel.from_pretrained(tmp_path, "checkpoint_best.pt", alone).predict(head, "the cat")
     pieces = lm_corpus.folder / "sentencepiece.model"
     luna = LunaBertModel.from_pretrained(
         str(tmp_path), "checkpoint_best.pt", str(data), bpe="sentencepiece", sentencepiece_model=str(pieces)
@@ -183,6 +184,8 @@ def test_fine_tune_every_head(lm_corpus: LMCorpus, pretrained: Path, tmp_path: P
     pair = (luna.decode(inputs[0][0]), luna.decode(inputs[1][0]))
     want = luna.predict(head, torch.cat([start, inputs[0][0], separator, inputs[1][0]]), return_logits=True)
     assert_close(luna.predict(head, [pair], return_logits=True), want, "from text")
+    found = LunaBertModel.from_pretrained(str(tmp_path), "checkpoint_best.pt", str(data))  # one folder higher
+    assert_close(found.predict(head, [pair], return_logits=True), want, "by pieces that were found")
 
 
 @pytest.mark.parametrize("head", [USUAL_HEAD, pytest.param("attention_classification_head", marks=pytest.mark.long)])

@@ -42,7 +42,7 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(write: Any, name: str, tmp_pa
         write(path, new)
 
     assert in_a_child(killed) == -signal.SIGKILL
-    assert len(list(tmp_path.glob("checkpoint_last.pt.*.tmp"))) == 1  # which the next training removes
+    assert len(list(tmp_path.glob(".checkpoint_last.pt.tmp-*"))) == 1  # which the next training removes
     assert_same(torch.load(path), old, "after the kill")
     write(path, new)
     assert_same(torch.load(path), new, "after the next save")
@@ -68,7 +68,7 @@ def test_a_file_that_may_not_grow(write: Any, tmp_path: Path, capfd: pytest.Capt
     assert time.monotonic() - started < 2
     assert f"{path} was not written (File too large): make room" in capfd.readouterr().err
     assert_same(torch.load(path), old, "after the failure")
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.tmp-*"))
 
 
 def test_a_full_disk_in_fact(tmp_path: Path) -> None:

@@ -8,25 +8,19 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator
 
 import pytest
 import torch
 
 from luna_fairseq import cli
-from luna_fairseq.checkpoint_files import (
-    copy_atomically,
-    newest_checkpoint,
-    remove_temporary_files,
-    save_atomically,
-    whole_file,
-)
+from luna_fairseq.checkpoint_files import copy_atomically, newest_checkpoint, remove_temporary_files, save_atomically
 from luna_fairseq.compat import locking
-from luna_fairseq.data import files
 from luna_fairseq.errors import FolderInUse, OutputError
-from luna_fairseq.outputs import replaceable
+from luna_fairseq.outputs import HOST, left_over, replaceable, whole_file
 from support.forks import REAL, commands
 from support.running import ADAM, ROOT, TINY, TRAIN, USER_DIR, Corpus, run_command, train
 from support.runs import in_a_child
@@ -203,60 +197,74 @@ def test_a_second_training_is_refused(command: str, corpus: Corpus, tmp_path: Pa
     assert (save / "checkpoint_last.pt").exists()
 
 
-def _temporary(path: Path) -> List[str]:
-    """The names of the files that are there while one is written."""
-    with whole_file(path):
-        return [found.name for found in path.parent.iterdir() if found.name.endswith(".tmp")]
-
-
 def test_temporary_files_of_killed_trainings_are_removed(tmp_path: Path) -> None:
-    host = _temporary(tmp_path / "x.pt")[0].removeprefix("x.pt.").rsplit("-", 2)[0]
-    (tmp_path / "x.pt").unlink()
+    """Under the names of today, and under those of versions before."""
     gone = os.fork()
     if gone == 0:
         os._exit(0)
     os.waitpid(gone, 0)
-    dead, alive, other = (
-        f"{name}-{process}-0123abcd" for name, process in ((host, gone), (host, 1), ("node7.a-b", 1))
+    dead, own, alive, other = (
+        f"{name}-{process}-0123abcd"
+        for name, process in ((HOST, gone), (HOST, os.getpid()), (HOST, 1), ("node7.a-b", 1))
     )
-    stale = [f"checkpoint_last.pt.{dead}.tmp", f"checkpoint_1_20.pt.{other}.tmp", "checkpoint_best.pt.tmp"]
-    stale += [
-        f"checkpoint.best_loss_3.1230.pt.{other}.tmp",
-        f"checkpoint7-shard0.pt.{dead}.tmp",
-        f"crash.pt.{dead}.tmp",
-    ]
-    stale += [f"checkpoint_lastmine.pt.{dead}.tmp", f"checkpoint2.pt.{host}-{os.getpid()}-0123abcd.tmp"]
-    others = [f"checkpoint_last.pt.{alive}.tmp", f"average.pt.{other}.tmp", f"checkpoint_avg.pt.{other}.tmp"]
-    others += ["average.pt.tmp", "notes.tmp", "checkpoint_last.pt.mine.tmp", "checkpoint_last.pt", "train.pt.tmp"]
+    stale = [f".checkpoint_last.pt.tmp-{dead}", f".checkpoint_1_20.pt.tmp-{other}", f".crash.pt.tmp-{dead}"]
+    stale += [f".checkpoint.best_loss_3.1230.pt.tmp-{other}", f".checkpoint7-shard0.pt.tmp-{dead}"]
+    stale += [f".checkpoint_lastmine.pt.tmp-{dead}", f".checkpoint2.pt.tmp-{own}"]
+    stale += [f"checkpoint_last.pt.{dead}.tmp", f"checkpoint2.pt.{other}.tmp", "checkpoint_best.pt.tmp"]
+    others = [f".checkpoint_last.pt.tmp-{alive}", f".average.pt.tmp-{other}", f".checkpoint_avg.pt.tmp-{other}"]
+    others += [f"checkpoint_last.pt.{alive}.tmp", f"average.pt.{other}.tmp", "average.pt.tmp", "notes.tmp"]
+    others += ["checkpoint_last.pt.mine.tmp", "checkpoint_last.pt", "train.pt.tmp"]
     for name in (*stale, *others):
         (tmp_path / name).touch()
-    (tmp_path / "checkpoint3.pt.tmp").symlink_to("notes.tmp")
-    (tmp_path / "checkpoint4.pt.tmp").mkdir()
+    links = ["checkpoint3.pt.tmp", f".checkpoint9.pt.tmp-{dead}"]
+    folders = ["checkpoint4.pt.tmp", f".crash.pt.tmp-{gone}"]
+    for link, folder in zip(links, folders, strict=True):
+        (tmp_path / link).symlink_to("notes.tmp")
+        (tmp_path / folder).mkdir()
+        others += [link, folder]
     assert newest_checkpoint(str(tmp_path)) is None
     remove_temporary_files(str(tmp_path), "mine")
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {*others, "checkpoint3.pt.tmp", "checkpoint4.pt.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {*others}
 
 
 def test_a_training_removes_them(corpus: Corpus, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint_last.pt.elsewhere-1-0123abcd.tmp").touch()
+    (tmp_path / ".checkpoint_last.pt.tmp-elsewhere-1-0123abcd").touch()
     train(corpus, tmp_path, "--max-update", 1)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.tmp-*"))
 
 
 def test_two_writers_of_a_file_have_different_temporary_names(tmp_path: Path) -> None:
+    """In one process, too; the second one does not take the first one's file for a killed run's."""
     path = tmp_path / "x.pt"
     with whole_file(path) as one, whole_file(path) as other:
         assert one.name != other.name
-        one.write(b"one")
-        other.write(b"other")
-    assert path.read_bytes() == b"one"
-    old = os.umask(0o027)
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+        assert not list(left_over(tmp_path)) and len(list(left_over(tmp_path, alone=True))) == 0
+    assert path.read_bytes() == b"one" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o002])
+def test_a_file_has_the_mode_that_the_umask_gives(umask: int, tmp_path: Path) -> None:
+    """Whoever writes it: some libraries put a file of their own in its place, which nobody else may read."""
+    path = tmp_path / "x"
+    path.touch(0o600)
+    old = os.umask(umask)
     try:
         save_atomically({}, tmp_path / "mode.pt")
+        with whole_file(path) as temporary:
+            descriptor, name = tempfile.mkstemp(dir=tmp_path)
+            os.close(descriptor)
+            os.replace(name, temporary)
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "mode.pt").stat().st_mode) == 0o640
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_what_the_system_refuses_is_said_of_the_name_that_was_given(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, whole_file(tmp_path / "x") as temporary:
+        temporary.unlink()
+    assert caught.value.filename == str(tmp_path / "x") and not [*tmp_path.iterdir()]
 
 
 def _save(path: Path) -> None:
@@ -270,7 +278,7 @@ def _copy(path: Path) -> None:
 
 
 def _prepare(path: Path) -> None:
-    with files.whole_file(path) as temporary:
+    with whole_file(path) as temporary:
         torch.save({"new": 1}, temporary)
 
 

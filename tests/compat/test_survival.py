@@ -194,14 +194,14 @@ def test_killed_between_the_files_of_the_first_save(corpus: Corpus, whole: Path,
     )
     save = tmp_path / "save"
     train(corpus, save, *SHORT, code=-signal.SIGKILL, PYTHONPATH=str(tmp_path))
-    (half,) = save.glob("checkpoint_last.pt.*.tmp")
+    (half,) = save.glob(".checkpoint_last.pt.tmp-*")
     left = {path.name for path in save.iterdir()} - {half.name}
     assert left == {"checkpoint_1_2.pt", "checkpoint_best.pt", "training.lock"}
     said = train(corpus, save, *SHORT)
     assert f"{save}/checkpoint_last.pt is missing: going on from {save}/checkpoint_best.pt" in said
     assert logged(said, "num_updates") == [str(update) for update in range(3, 10)]
     assert_same_run(save, whole)
-    assert not list(save.glob("*.tmp"))
+    assert not list(save.glob(".*.tmp-*"))
 
 
 def test_flipped_byte_is_named_and_the_one_before_it_is_gone_on_from(corpus: Corpus, whole: Path, half: Path) -> None:
@@ -216,7 +216,7 @@ def test_flipped_byte_is_named_and_the_one_before_it_is_gone_on_from(corpus: Cor
     said = train(corpus, half, *SHORT, code=1)
     assert f"{path} ({len(content)} bytes) is cut short or damaged" in said.splitlines()[-1]
     assert f"move it away, and the same training goes on from {half}/checkpoint_best.pt" in said.splitlines()[-1]
-    assert path.read_bytes() == content and not list(half.glob("*.tmp"))
+    assert path.read_bytes() == content and not list(half.glob(".*.tmp-*"))
 
     path.rename(half / "damaged")
     for options, updates in (([], ["9"]), (["--restore-file", half / "checkpoint_2_6.pt"], ["7", "8", "9"])):
@@ -237,7 +237,7 @@ def _full_disk(name: str) -> Any:
 
     def opens(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         file = open(path, mode, *args, **kwargs)  # noqa: SIM115 (as the built-in one)
-        if "x" not in mode or not os.path.basename(path).startswith(f"{name}."):
+        if "w" not in mode or not os.path.basename(path).startswith(f".{name}.tmp-"):
             return file
         file.close()
         return open("/dev/full", "wb")  # what is written there meets a full disk
@@ -259,7 +259,7 @@ def test_full_disk(name: str, corpus: Corpus, whole: Path, half: Path) -> None:
     assert f"{half}/{name} was not written (No space left on device): make room" in said.splitlines()[-1]
     assert logged(said, "num_updates") == ["9"]
     now = {path.name: path.read_bytes() for path in half.iterdir()}
-    assert not [file for file in now if file.endswith(".tmp")]
+    assert not [file for file in now if ".tmp-" in file]
     assert now["checkpoint_last.pt"] == before["checkpoint_last.pt"]
 
     if name == "checkpoint_last.pt":

@@ -9,8 +9,9 @@ import pytest
 
 from luna_fairseq import cli
 from luna_fairseq.data import files
-from luna_fairseq.data.files import alone_in, whole_file, whole_folder
-from luna_fairseq.errors import PreparationError
+from luna_fairseq.data.files import alone_in
+from luna_fairseq.errors import OutputError, PreparationError
+from luna_fairseq.outputs import HOST, whole_file, whole_folder
 from support.forks import commands
 from support.running import Corpus
 from support.runs import in_a_child
@@ -114,12 +115,87 @@ def test_a_folder_is_replaced_by_a_whole_one(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new"]
 
 
+@pytest.mark.parametrize("moment", ["between", "after"])
+def test_a_folder_whose_replacement_was_killed_is_found_again(moment: str, tmp_path: Path) -> None:
+    """For a moment it has no name that anybody would look for."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").touch()
+    rename = os.rename
+
+    def killed() -> None:
+        def kills(source: Path, target: Path) -> None:
+            if ".tmp-" in Path(source).name:
+                if moment == "after":
+                    rename(source, target)
+                os.kill(os.getpid(), 9)
+            rename(source, target)
+
+        pytest.MonkeyPatch().setattr(os, "rename", kills)
+        with whole_folder(folder, replace=True) as temporary:
+            (temporary / "new").touch()
+
+    assert in_a_child(killed) == -9
+    assert folder.exists() == (moment == "after") and len(list(tmp_path.glob(".folder.earlier-*"))) == 1
+    with pytest.raises(KeyError), whole_folder(folder, replace=True):
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old" if moment == "between" else "new"]
+
+
+def test_an_interrupt_leaves_a_folder_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").touch()
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        rename(source, target)
+        if ".earlier-" in Path(target).name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder, replace=True):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
+
+
+def test_nobody_is_left_in_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "folder" / "inside"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    for folder in (Path(".."), Path("../inside"), tmp_path / "folder"):
+        with pytest.raises(OutputError, match="is where you are: go elsewhere"):
+            whole_folder(folder, replace=True).__enter__()
+    with whole_folder(tmp_path / "folder" / "other"):
+        pass
+    assert inside.samefile(".")
+
+
+def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, and all files of a folder: a name may get there first, and the power fail."""
+    flushed, fsync = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with whole_file(tmp_path / "x") as temporary:
+        temporary.write_text("x")
+    assert flushed == [temporary.name]
+    with whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "a").touch()
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "b").touch()
+    assert sorted(flushed[1:]) == ["a", "b"]
+
+
 def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this machine a process is known; of others the time."""
     sleeps = subprocess.Popen(["sleep", "60"])
-    host = files._HOST
-    alive = tmp_path / f".x.tmp-{host}-{sleeps.pid}"
-    elsewhere, long_ago = tmp_path / ".x.tmp-another-1", tmp_path / ".x.tmp-other.one-2"
+    host = HOST
+    alive = tmp_path / f".x.tmp-{host}-{sleeps.pid}-0123abcd"
+    elsewhere, long_ago = tmp_path / ".x.tmp-an-other-1-0123abcd", tmp_path / ".x.tmp-other.one-2"
     dead = [tmp_path / f".x.tmp-{host}-{2**22 + 5}", tmp_path / ".x.tmp-1", tmp_path / f".x.tmp-{host}-me", long_ago]
     for path in (alive, elsewhere, *dead):
         path.mkdir()

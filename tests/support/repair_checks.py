@@ -1200,7 +1200,7 @@ def _forget_the_group() -> None:
 
 def lock_the_save_dir(folder: Path, patch: Patch) -> None:
     cfg = make_trainer(folder).cfg
-    (folder / "checkpoint_last.pt.elsewhere-1-0123abcd.tmp").touch()
+    (folder / ".checkpoint_last.pt.tmp-elsewhere-1-0123abcd").touch()
     patch.setattr(locking, "_held", {})
     patch.setattr(signals, "_watch", None)
     _start_of_a_training(cfg)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from luna_fairseq.console import help_parser, positive, run
 from luna_fairseq.data.demo.corpus import generate, words
-from luna_fairseq.data.files import alone_in, whole_file
+from luna_fairseq.data.files import alone_in
 from luna_fairseq.data.settings import begun, take
 from luna_fairseq.errors import PreparationError
+from luna_fairseq.outputs import whole_file
 
 DESCRIPTION = """A synthetic English-German corpus, to try everything with: OUT/{train,valid,test}.{en,de}.
 

@@ -19,9 +19,9 @@ from typing import Iterator, Optional, Set, Tuple, Union
 from luna_fairseq.errors import OutputError
 
 HOST = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "localhost"
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<owner>.+)", re.S)
 # Earlier versions had no random part, and before that no host.
-_OWNER = re.compile(r"(?P<host>[\w.-]+?)-(?P<process>\d{1,7})(?:-[0-9a-f]{8})?")
+_OWNER = re.compile(r"(?:(?P<host>[\w.-]+?)-)?(?P<process>\d{1,7})(?:-[0-9a-f]{8})?")
+_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.tmp-(?P<owner>{_OWNER.pattern})", re.S)
 _LONG_AGO = 24 * 3600
 _KINDS = {
     stat.S_ISDIR: "a folder", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISFIFO: "a pipe",
@@ -68,12 +68,12 @@ def is_at_work(path: Path, owner: str, alone: bool = False) -> bool:
 
     Args:
         path: the file or folder.
-        owner: ``HOST-PROCESS-RANDOM``.
+        owner: ``HOST-PROCESS-RANDOM``; one without a host is of a version that is long gone.
         alone: nobody else may write there, whatever the machine: the caller holds a lock. Without that, of another
             machine only the time is known.
     """
     match = _OWNER.fullmatch(owner)
-    if match is None:
+    if match is None or match["host"] is None:
         return False
     if match["host"] != HOST:
         try:
@@ -222,7 +222,8 @@ def _restore(path: Path) -> None:
         return
     for earlier in path.parent.iterdir():
         start = _earlier(path)
-        if not earlier.name.startswith(start) or is_at_work(earlier, earlier.name.removeprefix(start)):
+        owner = earlier.name.removeprefix(start)
+        if owner == earlier.name or not _OWNER.fullmatch(owner) or is_at_work(earlier, owner):
             continue
         if path.exists():
             _remove(earlier)

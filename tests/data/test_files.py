@@ -142,6 +142,13 @@ def test_a_folder_whose_replacement_was_killed_is_found_again(moment: str, tmp_p
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old" if moment == "between" else "new"]
 
 
+def test_a_folder_of_somebody_else_with_a_like_name_stays(tmp_path: Path) -> None:
+    (tmp_path / ".folder.earlier-mine").mkdir()
+    with whole_folder(tmp_path / "folder", replace=True):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.earlier-mine", "folder"]
+
+
 def test_an_interrupt_leaves_a_folder_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -196,21 +203,22 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path, monkeypatch
     host = HOST
     alive = tmp_path / f".x.tmp-{host}-{sleeps.pid}-0123abcd"
     elsewhere, long_ago = tmp_path / ".x.tmp-an-other-1-0123abcd", tmp_path / ".x.tmp-other.one-2"
-    dead = [tmp_path / f".x.tmp-{host}-{2**22 + 5}", tmp_path / ".x.tmp-1", tmp_path / f".x.tmp-{host}-me", long_ago]
-    for path in (alive, elsewhere, *dead):
+    theirs = [tmp_path / f".x.tmp-{host}-me", tmp_path / ".x.tmp-notes"]  # no name of ours
+    dead = [tmp_path / f".x.tmp-{host}-{2**22 + 5}", tmp_path / ".x.tmp-1", long_ago]
+    for path in (alive, elsewhere, *theirs, *dead):
         path.mkdir()
         (path / "half").touch()
     os.utime(long_ago, (0, time.time() - 48 * 3600))
     try:
         with whole_file(tmp_path / "x") as temporary:
             temporary.write_text("whole")
-        assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere, tmp_path / "x"])
+        assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere, *theirs, tmp_path / "x"])
     finally:
         sleeps.kill()
         sleeps.wait()
     with whole_file(tmp_path / "x") as temporary:
         temporary.write_text("again")
-    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, tmp_path / "x"])
+    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, *theirs, tmp_path / "x"])
 
 
 @pytest.mark.parametrize("size", [0, 1, 70 << 10, (3 << 10) + 1])

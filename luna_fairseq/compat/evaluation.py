@@ -253,11 +253,41 @@ def compare_with_the_language_model(
 ) -> Any:
     asked = named(original, self, models, args, *more, **kwargs)
     model, path = (asked.get("extra_gen_cls_kwargs") or {}).get("lm_model"), getattr(args, "lm_path", None)
+    if path and getattr(args, "score_reference", False):
+        raise ValueError(f"--lm-path is {path} and --score-reference scores by the model alone: leave one out")
     if model is not None:
         check_language_model(self, model, str(path))
     elif path:
         raise ValueError(f"--lm-path is {path} and only fairseq-generate takes a language model: leave it out here")
     return original(self, models, args, *more, **kwargs)
+
+
+def _without_a_language_model(task: str, original: Any, self: Any, models: Any, args: Any, **kwargs: Any) -> Any:
+    if getattr(args, "lm_path", None):
+        raise ValueError(f"--lm-path is {args.lm_path} and --task {task} takes no language model: leave it out")
+    return original(self, models, args, **kwargs)
+
+
+@replaces(
+    "fairseq.tasks.translation_lev.TranslationLevenshteinTask",
+    "build_generator",
+    fairseq="ignores --lm-path",
+    here="the option is refused",
+    since="fairseq 0.12.3",
+)
+def refine_without_a_language_model(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return _without_a_language_model("translation_lev", original, *args, **kwargs)
+
+
+@replaces(
+    "fairseq.tasks.translation_from_pretrained_bart.TranslationFromPretrainedBARTTask",
+    "build_generator",
+    fairseq="ignores --lm-path",
+    here="the option is refused",
+    since="fairseq 0.12.3",
+)
+def translate_without_a_language_model(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return _without_a_language_model("translation_from_pretrained_bart", original, *args, **kwargs)
 
 
 @replaces(

@@ -61,6 +61,7 @@ from fairseq.tasks.semisupervised_translation import SemisupervisedTranslationTa
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 from fairseq.trainer import Trainer
 from hydra._internal import utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
@@ -1072,6 +1073,27 @@ def compare_with_the_language_model(folder: Path, patch: Patch) -> None:
     with pytest.raises(ValueError, match=r"^--lm-path is lm\.pt and only fairseq-generate takes"):
         build(None)
     assert build(_language_model(make_dictionary(9))).lm_model is not None
+    scored = Namespace(lm_path="lm.pt", score_reference=True)
+    with pytest.raises(ValueError, match=r"^--lm-path is lm\.pt and --score-reference scores by the model alone"):
+        FairseqTask.build_generator(task, [model], scored)
+
+
+def _generator_without_a_language_model(task: type, name: str) -> None:
+    dictionary = make_dictionary(9)
+    own = SimpleNamespace(target_dictionary=dictionary, tgt_dict=dictionary, args=Namespace(target_lang="de"))
+    build = functools.partial(task.build_generator, own, [make_model()])  # type: ignore[attr-defined]
+    more = {"lm_model": _language_model(dictionary), "lm_weight": 0.5}
+    with pytest.raises(ValueError, match=rf"^--lm-path is lm\.pt and --task {name} takes no language model"):
+        build(Namespace(lm_path="lm.pt"), extra_gen_cls_kwargs=more)
+    assert build(Namespace(lm_path=None), extra_gen_cls_kwargs=None) is not None
+
+
+def refine_without_a_language_model(folder: Path, patch: Patch) -> None:
+    _generator_without_a_language_model(TranslationLevenshteinTask, "translation_lev")
+
+
+def translate_without_a_language_model(folder: Path, patch: Patch) -> None:
+    _generator_without_a_language_model(TranslationFromPretrainedBARTTask, "translation_from_pretrained_bart")
 
 
 def _language_model(dictionary: Dictionary) -> Any:

@@ -2,7 +2,8 @@
 # Pretraining of the whole translation model by denoising (BART, Lewis et al. 2020), then fine-tuning on few pairs: the
 # Transformer and Luna, the same text, sizes, updates and seed.
 #
-#   scripts/denoising.sh prepare FOLDER   FOLDER holds train.txt, more text of the source language (WikiText-2)
+#   scripts/denoising.sh prepare FOLDER   FOLDER holds train.txt, more text of the source language; the figures of
+#                                         docs/multi30k.md are for WikiText-2's test part, and for no other text
 #   scripts/denoising.sh pretrain NAME... NAME: of configs/translation/{denoising,pairs}_NAME.yaml; goes on where it stopped
 #   scripts/denoising.sh finetune NAME... on PAIRS pairs, from the pretrained model
 #   scripts/denoising.sh scratch NAME...  on the same pairs, from none
@@ -36,6 +37,7 @@ prepare() {
   if already "PAIRS=$PAIRS"; then return; fi
   own "$OUT" "${MADE[@]}"
   need_multi30k
+  tell_other_text "$folder" docs/multi30k.md "train.txt 4358 WikiText-2's test part"
   hold "$OUT"
   rm -rf "$OUT/text" "$OUT/data-bin"
   # One dictionary for all, with the symbol that denoising would add, so that what was learned fits. (Luna leaves that
@@ -77,7 +79,13 @@ finetune() {
 
 score() {
   need_data
-  local name
+  local name folder more=${TAG:+, with TAG=$TAG}
+  for name in "$@"; do
+    check_config configs/translation "pairs_$name"
+    folder=$(run_of "pairs_$name")
+    [ -f "$folder/.trained" ] || fail "pairs_$name is not trained from scratch: run '$0 scratch $name' first$more"
+    [ -f "$folder-denoised/.trained" ] || fail "pairs_$name is not fine-tuned: run '$0 finetune $name' first$more"
+  done
   for name in "${@/#/pairs_}"; do
     score_config "$name"
     TAG=${TAG:+$TAG-}denoised score_config "$name"

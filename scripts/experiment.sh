@@ -113,6 +113,17 @@ absolute() {
   echo "$joined"
 }
 
+# tell_other_text FOLDER PAGE "FILE LINES WHOSE"...: the figures of PAGE are for texts of so many lines; say so of the first
+# file of FOLDER that has others.
+tell_other_text() {
+  local folder=$1 page=$2 known file lines whose found
+  for known in "${@:3}"; do
+    read -r file lines whose <<< "$known"
+    found=$(grep -c "" "$folder/$file") || true
+    [ "$found" = "$lines" ] || { echo "notice: $folder/$file has $found lines and $whose $lines: no figure of $page holds for it" && return; }
+  done
+}
+
 # run_command "COMMANDS" COMMAND ARGUMENTS...: call the function COMMAND, if it is one of COMMANDS; otherwise show what
 # stands at the head of the script.
 run_command() {
@@ -199,20 +210,6 @@ train_configs() {
     # shellcheck disable=SC2086
     train_config "$config_dir" "$name" "$(run_of "$name")" "${HYDRA[@]}" ${OPTIONS:-}
   done
-}
-
-# average_run FOLDER WHICH...: FOLDER/average.pt of its checkpoints, by options of luna-fairseq average that say of which.
-average_run() {
-  local folder=$1
-  shift
-  logged "$folder/average.log" luna-fairseq average --inputs "$folder/checkpoints" "$@" --output "$folder/average.pt" \
-    || fail_with $? "averaging failed: $(tail -n 1 "$folder/average.log") (log: $folder/average.log)"
-}
-
-# add_to_card FOLDER TEST_SET SCORES: FOLDER/average.md tells of the scores in a file.
-add_to_card() {
-  luna-fairseq card "$1/average.pt" --test-set "$2" --score "$3" > /dev/null 2>&1 \
-    || fail "no model card for $1/average.pt: run luna-fairseq card by hand to see why"
 }
 
 # evaluate FOLDER DATA SUBSET KEY=VALUE... -- OPTIONS...: accuracy of the best checkpoint in FOLDER by fairseq-validate

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Language models on WikiText-2: luna_lm and fairseq's transformer_lm, the same pieces, sizes, updates and seed.
 #
-#   scripts/language_model.sh prepare FOLDER   FOLDER holds train.txt and valid.txt; 8,000 pieces
+#   scripts/language_model.sh prepare FOLDER   FOLDER holds train.txt and valid.txt; 8,000 pieces. The
+#                                              figures of docs/language-model.md are for WikiText-2's test part as
+#                                              train.txt; any other text will do, and none of them is for it
 #   scripts/language_model.sh train NAME...    NAME: a config, configs/language_model/NAME.yaml; goes on where it stopped
 #   scripts/language_model.sh score NAME...    perplexity of the best checkpoint on the validation text: in blocks, behind a
 #                                              window of half a block, and (Luna) with the state of all of the text before
@@ -28,9 +30,16 @@ prepare() {
   done
   if [ -f "$OUT/corpus/.done" ]; then echo "already prepared: $OUT/corpus"; return; fi
   own "$OUT" "${MADE[@]}"
+  tell_other_text "$folder" docs/language-model.md "train.txt 4358 WikiText-2's test part" \
+    "valid.txt 3760 WikiText-2's validation part"
   hold "$OUT"
+  if [ -n "$SMOKE" ]; then
+    mkdir -p "$OUT/text"
+    for file in train.txt valid.txt; do head -n 40 "$folder/$file" > "$OUT/text/$file"; done
+    folder=$OUT/text
+  fi
   job luna-fairseq prepare corpus --train "$folder/train.txt" --valid "$folder/valid.txt" \
-    --vocab-size "$([ -n "$SMOKE" ] && echo 60 || echo 8000)" --shards 1 --workers 2 --out "$OUT/corpus"
+    --vocab-size "$([ -n "$SMOKE" ] && echo 200 || echo 8000)" --shards 1 --workers 2 --out "$OUT/corpus"
   touch "$OUT/corpus/.done"
   release
   echo "prepared: $OUT/corpus"

@@ -23,7 +23,7 @@ FIRST="prepare FOLDER" TEST_SET=test_2016_flickr
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
-  local folder file part lines found
+  local folder file
   folder=$(absolute "$1")
   [[ $(realpath "$folder")/ != "$(realpath -m "$OUT")"/* ]] \
     || fail "$folder lies in $OUT, where this script writes over and removes what is there: set OUT to another folder"
@@ -32,13 +32,8 @@ prepare() {
   done
   if already ""; then return; fi
   own "$OUT" "${MADE[@]}"
-  # The figures are for its own text.
-  while read -r part lines; do
-    for file in "$folder/$part".{en,de}; do
-      found=$(grep -c "" "$file") || true
-      [ "$found" = "$lines" ] || { echo "notice: $file has $found lines and Multi30k's $lines: no figure of docs/multi30k.md holds for it" && break 2; }
-    done
-  done <<< $'train 29000\nval 1014\ntest_2016_flickr 1000'
+  tell_other_text "$folder" docs/multi30k.md {train.en,train.de}" 29000 Multi30k's" {val.en,val.de}" 1014 Multi30k's" \
+    {test_2016_flickr.en,test_2016_flickr.de}" 1000 Multi30k's"
   hold "$OUT"
   rm -rf "$OUT/text" "$OUT/data-bin"
   mkdir -p "$OUT/text"

@@ -23,6 +23,20 @@ take_translations() {
   mv "$3.tmp" "$3"
 }
 
+# average_run FOLDER WHICH...: FOLDER/average.pt of its checkpoints, by options of luna-fairseq average that say of which.
+average_run() {
+  local folder=$1
+  shift
+  logged "$folder/average.log" luna-fairseq average --inputs "$folder/checkpoints" "$@" --output "$folder/average.pt" \
+    || fail_with $? "averaging failed: $(tail -n 1 "$folder/average.log") (log: $folder/average.log)"
+}
+
+# add_to_card FOLDER TEST_SET SCORES: FOLDER/average.md tells of the scores in a file.
+add_to_card() {
+  luna-fairseq card "$1/average.pt" --test-set "$2" --score "$3" > /dev/null 2>&1 \
+    || fail "no model card for $1/average.pt: run luna-fairseq card by hand to see why"
+}
+
 # find_multi30k: FROM, absolute, the folder of scripts/multi30k.sh that this script goes on from; of a smoke run FROM/smoke.
 find_multi30k() {
   FROM=${FROM:-multi30k-out}

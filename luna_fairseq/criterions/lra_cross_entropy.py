@@ -1,10 +1,11 @@
 """``--criterion lra_cross_entropy``: cross-entropy over classes, and accuracy (paper, section 4.1)."""
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set, TextIO, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -13,6 +14,9 @@ from fairseq.distributed.utils import get_data_parallel_world_size
 from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
+
+from luna_fairseq.errors import OutputError
+from luna_fairseq.outputs import replaceable, whole_file
 
 
 @dataclass
@@ -37,11 +41,13 @@ class LRACrossEntropyCriterion(FairseqCriterion):
 
     Args:
         task: ``lra-text`` or ``lra-image``.
-        save_predictions: file for the predictions of the last evaluation, or None.
+        save_predictions: file for the predictions of the last evaluation, or None; it is written at the end of one
+            (:meth:`end_evaluation`), whole or not at all.
         sentence_avg: divide by the number of examples.
 
     Raises:
         ValueError: for a file of predictions and several devices, or if something else is in that file.
+        OutputError: if no file can be written there.
     """
 
     def __init__(self, task: Any, save_predictions: Optional[str], sentence_avg: bool) -> None:
@@ -54,8 +60,7 @@ class LRACrossEntropyCriterion(FairseqCriterion):
             _check_replaceable(Path(save_predictions))
         self.save_predictions = save_predictions
         self.sentence_avg = sentence_avg
-        self._file: Optional[TextIO] = None
-        self._written: Set[int] = set()
+        self._rows: Dict[int, str] = {}  # of the evaluation at hand, by the number of the example
 
     def forward(self, model: nn.Module, sample: Dict[str, Any], reduce: bool = True) -> Tuple[Tensor, int, Dict]:
         """Loss of a batch.
@@ -73,7 +78,7 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         loss = F.cross_entropy(logits, target, reduction="sum")
         predicted = logits.argmax(dim=-1)
         if self.save_predictions:
-            self._write(model.training, sample["id"].tolist(), predicted.tolist(), target.tolist())
+            self._note(model.training, sample["id"].tolist(), predicted.tolist(), target.tolist())
         nsentences = target.size(0)
         sample_size = nsentences if self.sentence_avg else sample["ntokens"]
         return loss, sample_size, {
@@ -84,22 +89,20 @@ class LRACrossEntropyCriterion(FairseqCriterion):
             "sample_size": sample_size,
         }  # fmt: skip
 
-    def _write(self, training: bool, ids: List[int], predicted: List[int], target: List[int]) -> None:
-        if training:  # the next evaluation begins a new file
-            if self._file is not None:
-                self._file.close()
-            self._file = None
-            self._written.clear()
+    def _note(self, training: bool, ids: List[int], predicted: List[int], target: List[int]) -> None:
+        if training:
+            self._rows.clear()  # the next evaluation begins anew
             return
-        if self._file is None:
-            assert self.save_predictions is not None
-            self._file = open(self.save_predictions, "w", encoding="utf-8")  # noqa: SIM115 (open over many batches)
-        if not self._written.isdisjoint(ids):
+        if not self._rows.keys().isdisjoint(ids):
             raise ValueError("--save-predictions writes one split: name one --valid-subset")
-        self._written.update(ids)
         for i, *classes in zip(ids, predicted, target, strict=True):
-            self._file.write("\t".join([str(i), *map(self.task.class_name, classes)]) + "\n")
-        self._file.flush()
+            self._rows[i] = "\t".join([str(i), *map(self.task.class_name, classes)]) + "\n"
+
+    def end_evaluation(self) -> None:
+        """Write the predictions of the evaluation that has ended, if any are to be."""
+        if self.save_predictions and self._rows:
+            with whole_file(self.save_predictions) as temporary:
+                temporary.write_text("".join(self._rows.values()), encoding="utf-8")
 
     @staticmethod
     def reduce_metrics(logging_outputs: List[Dict[str, Any]]) -> None:
@@ -118,11 +121,16 @@ class LRACrossEntropyCriterion(FairseqCriterion):
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse to write over a file that does not begin as predictions do.
+    """Refuse to write over a file that does not begin as predictions do, or where no file can be written.
 
     Raises:
         ValueError: if it does not.
+        OutputError: if something else than a file is there, or nothing can be written.
     """
+    folder = replaceable(path).absolute().parent
+    above = next(known for known in (folder, *folder.parents) if known.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"--save-predictions is {path}, and nothing can be written to {above}: name another file")
     if path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:
             first = file.readline()

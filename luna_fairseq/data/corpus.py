@@ -129,7 +129,7 @@ class Preparation:
                 self.binarise(number, shards)
             print(f"prepared: {self.out}")
         shutil.rmtree(self.work, ignore_errors=True)
-        print(f"data for --task masked_lm: {':'.join(map(str, shards))}")
+        print(f"data for --task masked_lm or language_modeling: {':'.join(map(str, shards))}")
 
     def shards(self, count: int) -> list[Path]:
         """The data folders."""

@@ -75,6 +75,8 @@ class _LRATask(FairseqTask):
     source_dictionary: Optional[Dictionary] = None
     target_dictionary = None
     _model: Any = None
+    _criterion: Any = None
+    _trains = False
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model; its options say how the data is to be read, so it comes before the data."""
@@ -84,6 +86,30 @@ class _LRATask(FairseqTask):
         model = super().build_model(cfg, from_checkpoint)
         self._model = model.args
         return model
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the criterion, which is told of the end of each evaluation."""
+        self._criterion = super().build_criterion(cfg, from_checkpoint)
+        return self._criterion
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """An evaluation of a training begins."""
+        self._trains = True
+
+    def post_validate(self, model: Any, stats: Any, agg: Any) -> None:
+        """The evaluation of a split by a training has ended."""
+        self._end_evaluation()
+
+    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
+        """Log; a training does so after each batch, and ``fairseq-validate`` once, at the end."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if not self._trains and not criterion.training:
+            self._end_evaluation()
+
+    def _end_evaluation(self) -> None:
+        end = getattr(self._criterion, "end_evaluation", None)
+        if end is not None:
+            end()
 
     @property
     def model_args(self) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, Dict
 
 import torch
 
+from luna_fairseq.data.files import write_json
 from scripts.bench.checks import Mismatch
 from scripts.bench.measuring import keep_memory, machine
 from scripts.bench.parts import PARTS, memory_of
@@ -109,7 +110,7 @@ def main() -> int:
         except Mismatch as error:
             print(f"{PROG}: {error}", file=sys.stderr)
             return 1
-        results.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(results, found)
     print(report(found), end="")
     draw_pictures(found, args.output)  # the figures are there, with matplotlib or without
     return 0

@@ -5,7 +5,6 @@ python -m scripts.gpu_report tables FOLDER      FOLDER/report.json, FOLDER/repor
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -50,6 +49,8 @@ def run_part(args: argparse.Namespace) -> int:
 
 def write_tables(args: argparse.Namespace) -> int:
     """Write and print the report; returns 1 if something is computed wrongly, or was not looked at to its end."""
+    from luna_fairseq.data.files import write_json
+    from luna_fairseq.outputs import whole_file
     from scripts.gpu_report.findings import DONE, read
     from scripts.gpu_report.tables import report
 
@@ -58,8 +59,9 @@ def write_tables(args: argparse.Namespace) -> int:
         print(f"{PROG}: there is no part of a report in {args.folder}: run one first", file=sys.stderr)
         return 1
     text = report(found)
-    (args.folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.folder / "report.md").write_text(text)
+    write_json(args.folder / "report.json", found)
+    with whole_file(args.folder / "report.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(text, end="")
     checked = found.get("correctness", {}).get("state") == DONE
     return int(not checked or any(part["wrong"] for part in found.values()))

@@ -131,12 +131,14 @@ def test_both_command_lines_train_the_same_model_and_resume(arena: Path, tmp_pat
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
 
+    predictions = tmp_path / "predictions.tsv"
     more = _train(
-        data, tmp_path / "flags", "luna_lra_imdb", *adam, *TINY, *HERE, "--max-update", "4", task="lra-text"
-    )
+        *(data, tmp_path / "flags", "luna_lra_imdb", *adam, *TINY, *HERE, "--max-update", "4"),
+        *("--save-predictions", predictions), task="lra-text",
+    )  # fmt: skip
+    assert len(predictions.read_text().splitlines()) > 1  # of the training's own evaluation
     assert logged(first, "num_updates")[-1] == "2" and logged(more, "num_updates")[0] == "3"
 
-    predictions = tmp_path / "predictions.tsv"
     output = _validate(
         data, tmp_path / "flags" / "checkpoint_best.pt",
         *("--criterion", "lra_cross_entropy", "--save-predictions", predictions),

@@ -89,7 +89,7 @@ def out(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without interruption."""
     folder = tmp_path_factory.mktemp("prepared") / "out"
     output = prepare(*usual(text, folder))
-    expected = f"data for --task masked_lm: {folder}/data-bin/shard0:{folder}/data-bin/shard1"
+    expected = f"data for --task masked_lm or language_modeling: {folder}/data-bin/shard0:{folder}/data-bin/shard1"
     assert expected in output.splitlines()
     assert "no blank lines" not in output
     return folder
@@ -206,7 +206,7 @@ def test_second_run_does_nothing(text: Path, out: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")}
     output = prepare(*usual(text, out))
     assert f"already prepared: {out}" in output
-    assert f"data for --task masked_lm: {out}/data-bin/shard0:{out}/data-bin/shard1" in output
+    assert f"data for --task masked_lm or language_modeling: {out}/data-bin/shard0:{out}/data-bin/shard1" in output
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")} == before
 
 
@@ -366,7 +366,7 @@ def test_smoke(tmp_path: Path) -> None:
     options = ["--train", tmp_path / "a.txt", "--valid", tmp_path / "valid.txt", "--vocab-size", 8000]
     output = prepare(*options, "--out", tmp_path / "out", "--smoke")
     shard = tmp_path / "out" / "smoke" / "data-bin" / "shard0"
-    assert f"data for --task masked_lm: {shard}" in output
+    assert f"data for --task masked_lm or language_modeling: {shard}" in output
     documents = documents_of(tmp_path / "a.txt")
     found = in_documents(load(shard, "train"))
     model = tmp_path / "out" / "smoke" / "sentencepiece.model"

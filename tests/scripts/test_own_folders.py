@@ -152,6 +152,22 @@ def test_pairs_that_are_not_multi30k_s_are_told_of(home: Path) -> None:
     assert "notice" not in _run("multi30k", ["prepare", "text"], home / "text" / "other", home, code=0)
 
 
+def test_text_that_figures_are_not_for_is_told_of(home: Path) -> None:
+    """By the scripts that take WikiText-2, as by that of Multi30k. (Stubs make nothing, at which both end.)"""
+    (home / "data-bin" / ".done").touch()
+    folder, known = home / "wiki", {"train.txt": 4358, "valid.txt": 3760}
+    folder.mkdir()
+    for name, page, files in (("language_model", "language-model", 2), ("denoising", "multi30k", 1)):
+        for file, lines in known.items():
+            (folder / file).write_text("a line\n" * lines)
+        assert "notice" not in _run(name, ["prepare", "wiki"], home / f"{name}-out", home, FROM=str(home))
+        for other in list(known)[:files]:
+            (folder / other).write_text("mine\n")
+        said = _run(name, ["prepare", "wiki"], home / f"{name}-other", home, FROM=str(home))
+        assert said.startswith(f"notice: {folder}/train.txt has 1 lines and WikiText-2's test part 4358: no figure ")
+        assert f" of docs/{page}.md holds for it\n" in said and said.count("notice: ") == 1
+
+
 @pytest.mark.parametrize("source", ["text", "elsewhere", "text/../text", "sub/../elsewhere"])
 def test_text_in_the_folder_to_write_to_is_never_the_source(source: str, home: Path) -> None:
     """Nor if the folder is the script's own."""

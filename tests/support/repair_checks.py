@@ -315,6 +315,9 @@ def choose_the_users_pieces(folder: Path, patch: Patch) -> None:
         "args"
     ]
     assert options.bpe == "characters"
+    cfg.bpe = None
+    options = hub_utils.from_pretrained(str(folder), "x.pt", str(folder), sentencepiece_model="m")["args"]
+    assert options.bpe._name == "sentencepiece" and options.bpe.sentencepiece_model == "m", "the file says it"
 
 
 # checkpoints

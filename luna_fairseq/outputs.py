@@ -1,11 +1,12 @@
 """What is written: a regular file, old or new, behind links or not, and folders; whole or not at all.
 
 Files and folders are made under temporary names beside their own: ``.NAME.tmp-HOST-PROCESS-RANDOM``. By that name is
-known what a killed run has left.
+known what a killed run has left. Of a name that is too long for that a digest stands in its place.
 """
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ from luna_fairseq.errors import OutputError
 
 HOST = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "localhost"
 # Earlier versions had no random part, and before that no host.
-_OWNER = re.compile(r"(?:(?P<host>[\w.-]+?)-)?(?P<process>\d{1,7})(?:-[0-9a-f]{8})?")
+_OWNER = re.compile(r"(?:(?P<host>[\w.-]+?)-)?(?P<process>\d{1,7})(?:-(?P<random>[0-9a-f]{8}))?")
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.tmp-(?P<owner>{_OWNER.pattern})", re.S)
 _LONG_AGO = 24 * 3600
 _KINDS = {
@@ -106,6 +107,13 @@ def left_over(folder: Path, alone: bool = False) -> Iterator[Tuple[str, Path]]:
                 yield match["name"], path
 
 
+def _stem(path: Path) -> str:
+    """The name of a file or a folder, or a digest of one that leaves no room for what is added to it."""
+    name = os.fsencode(path.name)
+    room = 255 - len(f"..earlier-{HOST}-1234567-01234567".encode())
+    return path.name if len(name) <= room else hashlib.sha256(name).hexdigest()[:16]
+
+
 def _remove(path: Path) -> None:
     """A file or a folder, if it is there and the system lets one."""
     if path.is_dir() and not path.is_symlink():
@@ -120,9 +128,9 @@ def _temporary(path: Path) -> Iterator[Path]:
     """A name beside ``path`` that nobody else takes; what is there at the end goes, and what killed runs left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, stale in left_over(path.parent):
-        if name == path.name:
+        if name == _stem(path):
             _remove(stale)
-    temporary = path.with_name(f".{path.name}.tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{_stem(path)}.tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}")
     _own.add(temporary.name)
     try:
         yield temporary
@@ -213,7 +221,7 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 def _earlier(path: Path) -> str:
     """How the names begin that a folder has while another one takes its place."""
-    return f".{path.name}.earlier-"
+    return f".{_stem(path)}.earlier-"
 
 
 def _restore(path: Path) -> None:
@@ -223,7 +231,10 @@ def _restore(path: Path) -> None:
     for earlier in path.parent.iterdir():
         start = _earlier(path)
         owner = earlier.name.removeprefix(start)
-        if owner == earlier.name or not _OWNER.fullmatch(owner) or is_at_work(earlier, owner):
+        match = None if owner == earlier.name else _OWNER.fullmatch(owner)
+        # Earlier versions had no random part: of this host it is known what else a name like theirs is.
+        ours = match is not None and (match["random"] is not None or match["host"] == HOST)
+        if not ours or is_at_work(earlier, owner):
             continue
         if path.exists():
             _remove(earlier)

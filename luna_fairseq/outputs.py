@@ -15,7 +15,7 @@ import socket
 import stat
 import time
 from pathlib import Path
-from typing import Iterator, Optional, Set, Tuple, Union
+from typing import Iterator, List, Optional, Set, Tuple, Union
 
 from luna_fairseq.errors import OutputError
 
@@ -100,11 +100,18 @@ def left_over(folder: Path, alone: bool = False) -> Iterator[Tuple[str, Path]]:
         folder: to look into.
         alone: see :func:`is_at_work`.
     """
-    with contextlib.suppress(PermissionError):  # of a folder that one may write to, and not read
-        for path in folder.iterdir():
-            match = _TEMPORARY.fullmatch(path.name) if path.name.startswith(".") else None
-            if match and not path.is_symlink() and not is_at_work(path, match["owner"], alone):
-                yield match["name"], path
+    for path in content(folder):
+        match = _TEMPORARY.fullmatch(path.name) if path.name.startswith(".") else None
+        if match and not path.is_symlink() and not is_at_work(path, match["owner"], alone):
+            yield match["name"], path
+
+
+def content(folder: Path) -> List[Path]:
+    """What is in a folder; nothing is known of one that one may write to, and not read."""
+    try:
+        return list(folder.iterdir())
+    except PermissionError:
+        return []
 
 
 def _stem(path: Path) -> str:
@@ -228,7 +235,7 @@ def _restore(path: Path) -> None:
     """Give a folder its name again, if a run was killed when it had none; or remove it, if another one has that."""
     if not path.parent.is_dir():
         return
-    for earlier in path.parent.iterdir():
+    for earlier in content(path.parent):
         start = _earlier(path)
         owner = earlier.name.removeprefix(start)
         match = None if owner == earlier.name else _OWNER.fullmatch(owner)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from luna_fairseq import cli
+from luna_fairseq.checkpoint_files import remove_temporary_files
 from luna_fairseq.data import files
 from luna_fairseq.data.files import alone_in
 from luna_fairseq.errors import OutputError, PreparationError
@@ -153,6 +154,20 @@ def test_a_folder_of_somebody_else_with_a_like_name_stays(tmp_path: Path) -> Non
         with whole_folder(tmp_path / "folder", replace=True):
             pass
         assert sorted(path.name for path in tmp_path.iterdir()) == [*theirs, "folder"]
+
+
+def test_a_folder_that_one_may_not_read_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    (tmp_path / "folder").mkdir()
+    with whole_folder(tmp_path / "folder", replace=True) as temporary:
+        (temporary / "new").touch()
+    with whole_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    remove_temporary_files(str(tmp_path))
+    assert (tmp_path / "folder" / "new").exists() and (tmp_path / "file").read_text() == "whole"
 
 
 def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path: Path) -> None:

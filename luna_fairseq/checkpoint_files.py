@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
 import torch
 
 from luna_fairseq.errors import CheckpointError
-from luna_fairseq.outputs import is_at_work, left_over, replaceable, whole_file
+from luna_fairseq.outputs import content, is_at_work, left_over, replaceable, whole_file
 
 _ZIP = b"PK\x03\x04"  # how torch tells its own format from the one of before 1.6, which holds no checksums
 _NAME = re.compile(r"checkpoint(?:\d+|_\d+_\d+|[._]best\S*)\.pt")
@@ -98,7 +98,7 @@ def remove_temporary_files(folder: str, suffix: str = "") -> None:
 
 def _left_before(folder: Path) -> Iterator[Tuple[str, Path]]:
     """As ``left_over``, of the temporary names that were in use before."""
-    for path in folder.iterdir():
+    for path in content(folder):
         match = _EARLIER.fullmatch(path.name)
         if match and not path.is_symlink() and not is_at_work(path, match["owner"] or "", alone=True):
             yield match["name"], path

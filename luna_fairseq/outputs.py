@@ -1,11 +1,12 @@
 """What is written: a regular file, old or new, behind links or not, and folders; whole or not at all.
 
 Files and folders are made under temporary names beside their own: ``.NAME.tmp-HOST-PROCESS-RANDOM``. By that name is
-known what a killed run has left.
+known what a killed run has left. Of a name that is too long for that a digest stands in its place.
 """
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -14,13 +15,13 @@ import socket
 import stat
 import time
 from pathlib import Path
-from typing import Iterator, Optional, Set, Tuple, Union
+from typing import Iterator, List, Optional, Set, Tuple, Union
 
 from luna_fairseq.errors import OutputError
 
 HOST = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "localhost"
 # Earlier versions had no random part, and before that no host.
-_OWNER = re.compile(r"(?:(?P<host>[\w.-]+?)-)?(?P<process>\d{1,7})(?:-[0-9a-f]{8})?")
+_OWNER = re.compile(r"(?:(?P<host>[\w.-]+?)-)?(?P<process>\d{1,7})(?:-(?P<random>[0-9a-f]{8}))?")
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.tmp-(?P<owner>{_OWNER.pattern})", re.S)
 _LONG_AGO = 24 * 3600
 _KINDS = {
@@ -99,11 +100,25 @@ def left_over(folder: Path, alone: bool = False) -> Iterator[Tuple[str, Path]]:
         folder: to look into.
         alone: see :func:`is_at_work`.
     """
-    with contextlib.suppress(PermissionError):  # of a folder that one may write to, and not read
-        for path in folder.iterdir():
-            match = _TEMPORARY.fullmatch(path.name) if path.name.startswith(".") else None
-            if match and not path.is_symlink() and not is_at_work(path, match["owner"], alone):
-                yield match["name"], path
+    for path in content(folder):
+        match = _TEMPORARY.fullmatch(path.name) if path.name.startswith(".") else None
+        if match and not path.is_symlink() and not is_at_work(path, match["owner"], alone):
+            yield match["name"], path
+
+
+def content(folder: Path) -> List[Path]:
+    """What is in a folder; nothing is known of one that one may write to, and not read."""
+    try:
+        return list(folder.iterdir())
+    except PermissionError:
+        return []
+
+
+def _stem(path: Path) -> str:
+    """The name of a file or a folder, or a digest of one that leaves no room for what is added to it."""
+    name = os.fsencode(path.name)
+    room = 255 - len(f"..earlier-{HOST}-1234567-01234567".encode())
+    return path.name if len(name) <= room else hashlib.sha256(name).hexdigest()[:16]
 
 
 def _remove(path: Path) -> None:
@@ -120,9 +135,9 @@ def _temporary(path: Path) -> Iterator[Path]:
     """A name beside ``path`` that nobody else takes; what is there at the end goes, and what killed runs left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, stale in left_over(path.parent):
-        if name == path.name:
+        if name == _stem(path):
             _remove(stale)
-    temporary = path.with_name(f".{path.name}.tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{_stem(path)}.tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}")
     _own.add(temporary.name)
     try:
         yield temporary
@@ -213,17 +228,20 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 def _earlier(path: Path) -> str:
     """How the names begin that a folder has while another one takes its place."""
-    return f".{path.name}.earlier-"
+    return f".{_stem(path)}.earlier-"
 
 
 def _restore(path: Path) -> None:
     """Give a folder its name again, if a run was killed when it had none; or remove it, if another one has that."""
     if not path.parent.is_dir():
         return
-    for earlier in path.parent.iterdir():
+    for earlier in content(path.parent):
         start = _earlier(path)
         owner = earlier.name.removeprefix(start)
-        if owner == earlier.name or not _OWNER.fullmatch(owner) or is_at_work(earlier, owner):
+        match = None if owner == earlier.name else _OWNER.fullmatch(owner)
+        # Earlier versions had no random part: of this host it is known what else a name like theirs is.
+        ours = match is not None and (match["random"] is not None or match["host"] == HOST)
+        if not ours or is_at_work(earlier, owner):
             continue
         if path.exists():
             _remove(earlier)

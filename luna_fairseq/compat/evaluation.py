@@ -313,6 +313,28 @@ def refuse_blocks_beyond_the_positions(original: Any, self: Any, dataset: Any, *
     return original(self, dataset, *args, **kwargs)
 
 
+@replaces(
+    "fairseq.data.lm_context_window_dataset.LMContextWindowDataset",
+    "collater",
+    fairseq="takes for a context window what its process has read last: other text with several workers or shards",
+    here="it is the text before the block; a shard without a last batch ends",
+    since="fairseq 0.12.3",
+)
+def take_the_text_before(original: Any, self: Any, samples: List[Any]) -> Any:
+    """Blocks of a batch follow each other; batches do only where one process reads all of them."""
+    import numpy as np
+
+    if not samples:
+        return {}
+    before: List[Any] = []
+    block = int(samples[0]["id"])
+    while block > 0 and sum(map(len, before)) < self.context_window:
+        block -= 1
+        before.insert(0, self.dataset[block]["source"].numpy())
+    self.prev_tokens = np.concatenate([np.empty(0, dtype=np.int64), *before])[-self.context_window :]
+    return original(self, samples)
+
+
 _EVALUATIONS = tuple(os.path.join("fairseq_cli", f"{name}.py") for name in ("eval_lm", "generate", "validate"))
 
 

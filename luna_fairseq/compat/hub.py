@@ -35,6 +35,19 @@ _BESIDE = {
 }
 
 
+def kind_by_files(options: Dict[str, Any]) -> Any:
+    """What the pieces are called whose files are named, if ``bpe`` is not given; else that, or None.
+
+    Args:
+        options: of ``from_pretrained``.
+    """
+    if options.get("bpe") is not None:
+        return options["bpe"]
+    named = {option for option, value in options.items() if value is not None}
+    kinds = [kind for kind, files in _FILES["bpe"].items() if named.intersection(files)]
+    return kinds[0] if len(kinds) == 1 else None
+
+
 def _folder(path: str) -> str:
     """The path, if it is a folder.
 
@@ -91,6 +104,7 @@ def choose_the_users_pieces(original: Any, model_name_or_path: Any, *args: Any, 
 
     kwargs = {name: str(value) if isinstance(value, Path) else value for name, value in kwargs.items()}
     _check_names(kwargs)
+    kwargs["bpe"] = kind_by_files(kwargs)
     # Without the user's pieces, which fairseq would mix with the checkpoint's.
     loaded = original(
         model_name_or_path, *args, **{name: value for name, value in kwargs.items() if name not in _FILES}

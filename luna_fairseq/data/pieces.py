@@ -27,6 +27,7 @@ SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 UNKNOWN_WORD = re.compile(r"(?<!\S)<unk>(?!\S)")
 MOST_UNKNOWN = 0.1
 ENOUGH_KNOWN = 0.5  # of the symbols of a dictionary: rare characters, of which some have many, are in no model
+MOST_FOREIGN = 0.02  # of them: signs of languages and the like, that somebody has added
 _ADDED = re.compile(r"<.*>|madeupword\d+")  # symbols that are no pieces
 
 
@@ -171,7 +172,7 @@ class Pieces:
         """The pieces that a model's text was cut into, found by its dictionaries.
 
         What lies beside these is taken. Two folders higher, where ``prepare corpus`` leaves it, and elsewhere
-        may lie somebody else's: they are taken if most symbols of a dictionary are pieces.
+        may lie somebody else's: they are taken if they fit a dictionary (:meth:`fits`).
 
         Args:
             folder: of the dictionaries (of ``input0`` and the like: the one above).
@@ -188,12 +189,20 @@ class Pieces:
         return None
 
     def fits(self, dictionary: Path) -> bool:
-        """Whether most symbols of a dictionary are pieces; False if a file cannot be read."""
+        """Whether a dictionary is of these pieces; False if a file cannot be read.
+
+        Most of its symbols are pieces, and the others have a character that is none. A model cuts what consists of
+        known characters into pieces; symbols of that kind are those of another model, which in the same language
+        shares most of them.
+        """
         try:
             symbols = {symbol for symbol in read_dictionary(dictionary) if not _ADDED.fullmatch(symbol)}
-            return len(symbols & self._names()) > ENOUGH_KNOWN * len(symbols)
+            pieces = self._names()
         except (PreparationError, OSError, ValueError, AttributeError):
             return False
+        characters = {piece for piece in pieces if len(piece) == 1}
+        foreign = sum(characters.issuperset(symbol) for symbol in symbols - pieces)
+        return len(symbols & pieces) > ENOUGH_KNOWN * len(symbols) and foreign <= MOST_FOREIGN * len(symbols)
 
     def _names(self) -> set[str]:
         """All pieces, as they stand in a dictionary."""

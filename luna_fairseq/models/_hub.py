@@ -12,7 +12,16 @@ from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
-from luna_fairseq.data.pieces import ENCODER_JSON, KINDS, SENTENCEPIECE, UNKNOWN_WORD, VOCAB_BPE, Pieces
+from luna_fairseq.compat.hub import kind_by_files
+from luna_fairseq.data.pieces import (
+    ENCODER_JSON,
+    KINDS,
+    SENTENCEPIECE,
+    SENTENCEPIECE_NAMES,
+    UNKNOWN_WORD,
+    VOCAB_BPE,
+    Pieces,
+)
 
 # A sentence, a pair of sentences, or symbols that were encoded before.
 Text = Union[str, Tuple[str, ...], Tensor]
@@ -32,7 +41,10 @@ def find_pieces(folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
         the options, completed as far as the files are there.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    pieces = Pieces.of_model(Path(folder), kinds=[kind for kind in KINDS if options.get("bpe", kind) == kind])
+    named = kind_by_files(options)
+    if named is not None:
+        options["bpe"] = named
+    pieces = Pieces.of_model(Path(folder), kinds=[kind for kind in KINDS if named in (None, kind)])
     if pieces is None:
         return options
     files = {_OPTIONS[name]: str(path) for name, path in pieces.files.items()}
@@ -55,7 +67,7 @@ def load_for_hub(
         of fairseq's: ``args``, ``task`` and ``models``.
 
     Raises:
-        FileNotFoundError: if the checkpoint or the dictionary does not exist.
+        FileNotFoundError: if the checkpoint or the dictionary does not exist, or the pieces that are asked for.
     """
     names = (model_name_or_path, checkpoint_file, data_name_or_path)
     model, checkpoint, data = (os.fspath(name) for name in names)
@@ -66,7 +78,15 @@ def load_for_hub(
     dictionaries = [os.path.join(folder, part, "dict.txt") for part in ("", "input0")]
     if not any(map(os.path.isfile, dictionaries)):
         raise FileNotFoundError(f"dictionary {dictionaries[0]} does not exist: name its folder as data_name_or_path")
-    return hub_utils.from_pretrained(model, checkpoint, folder, **find_pieces(folder, options))
+    options = find_pieces(folder, options)
+    if options.get("bpe") == KINDS[0] and _OPTIONS[SENTENCEPIECE] not in options:
+        beside = os.path.join(model, SENTENCEPIECE_NAMES[1])  # which fairseq takes
+        if not os.path.isfile(beside):
+            raise FileNotFoundError(
+                f"bpe is {KINDS[0]} and neither {folder} nor the two folders above it have a {SENTENCEPIECE} of this "
+                f"dictionary: give {_OPTIONS[SENTENCEPIECE]}="
+            )
+    return hub_utils.from_pretrained(model, checkpoint, folder, **options)
 
 
 class KeepUnknownWords:

@@ -104,8 +104,10 @@ class LunaLanguageModelHub(GeneratorHubInterface):
     def _draw(self, out: Tensor, temperature: float, topk: int, generator: torch.Generator) -> Tensor:
         """One token by an output of :meth:`_extend`, ``[1]``."""
         model: Any = self.models[0]
-        scores = model.get_normalized_probs((out, None), log_probs=True, sample=None)[0, 0].float() / temperature
+        scores = model.get_normalized_probs((out, None), log_probs=True, sample=None)[0, 0].float()
         scores[self.tgt_dict.pad()] = float("-inf")
+        # The best one is 0 and stays so, however small a temperature is; below `tiny` it would be 0 itself.
+        scores = (scores - scores.max()) / max(temperature, torch.finfo(scores.dtype).tiny)
         if topk:
             scores = scores.masked_fill(scores < scores.topk(topk).values[-1], float("-inf"))
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)

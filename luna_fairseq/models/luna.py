@@ -35,7 +35,7 @@ from luna_fairseq.modules import (
 from luna_fairseq.modules.attention import IncrementalState
 from luna_fairseq.modules.layers import first_slope
 from luna_fairseq.modules.padding import may_be_true
-from luna_fairseq.modules.positions import positions_from
+from luna_fairseq.modules.positions import check_learned, positions_from
 from luna_fairseq.modules.weights import LunaWeights, SourceAttention, average
 
 
@@ -242,6 +242,7 @@ class LunaDecoder(GraphedSteps, InferenceDecoder):
         embed = self.embed_positions
         if start is not None:
             return positions_from(embed, tokens[:, -new:], start, self.padding_idx, in_table)
+        check_learned(embed, tokens, self.padding_idx)
         if new == tokens.size(1):
             return embed(tokens)
         real = tokens.ne(self.padding_idx)  # fairseq's make_positions, in half as many passes

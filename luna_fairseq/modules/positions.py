@@ -32,6 +32,25 @@ def learned_positions(embed: Any) -> Optional[int]:
     return embed.num_embeddings - (embed.padding_idx or 0) - 1 if isinstance(embed, nn.Embedding) else None
 
 
+def check_learned(embed: Any, tokens: Tensor, padding_idx: int) -> None:
+    """Raise ValueError for texts that are longer than a table of learned positions, where there is one.
+
+    Args:
+        embed: fairseq's learned or sinusoidal positions.
+        tokens: ``[B, N]`` int64, whole texts.
+        padding_idx: of the dictionary; padding has no position.
+    """
+    known = None if making_a_graph() else learned_positions(embed)
+    if known is None or tokens.size(1) <= known:
+        return
+    longest = int(tokens.ne(padding_idx).sum(dim=1).max())
+    if longest > known:
+        raise ValueError(
+            f"a text has {longest} tokens and the model {known} learned positions: give shorter ones (to a model of "
+            "--lm-path by --max-len-b), or take a model without --decoder-learned-pos"
+        )
+
+
 def positions_from(embed: Any, tokens: Tensor, start: Tensor, padding_idx: int, in_table: bool = False) -> Tensor:
     """The position embeddings of tokens that follow others.
 

@@ -58,19 +58,24 @@ class ConsecutiveBlocks(BaseWrapperDataset):
         max_sentences: Optional[int] = None,
         required_batch_size_multiple: int = 1,
     ) -> List[List[int]]:
-        """Batches of equally many rows (``max_sentences``, or what ``max_tokens`` allows).
+        """Batches of equally many rows: ``max_sentences``, and at most what ``max_tokens`` allows.
 
         Raises:
             DataError: if blocks were left out because they are too long, or a row has more tokens than the model
                 has learned positions.
         """
-        blocks = len(self.dataset)
+        blocks, longest = len(self.dataset), max(1, int(self.sizes.max(initial=1)))
+        if max_tokens and longest > max_tokens:
+            raise DataError(
+                f"--max-tokens is {max_tokens} and a block has {longest} tokens: raise it to that, or take fewer "
+                "--tokens-per-sample"
+            )
         if len(indices) != blocks:
             raise DataError(
                 f"{blocks - len(indices)} of {blocks} blocks are longer than the model's positions: --carry-state "
                 "needs them all; take fewer --tokens-per-sample, or --sample-break-mode none"
             )
-        rows = max_sentences or max(1, (max_tokens or 0) // max(1, int(self.sizes.max(initial=1))))
+        rows = min((limit for limit in (max_sentences, (max_tokens or 0) // longest) if limit), default=1)
         self.part = -(-blocks // (rows * self.shards))
         starts = range(0, rows * self.shards * self.part, self.part)
         longest = max((int(self.sizes[start : start + self.part].sum()) for start in starts), default=0)
@@ -113,17 +118,23 @@ class Carrier:
         if not sample:
             return sample
         blocks = sample["id"].cpu()
-        if self.blocks is None or sample["begins"]:
+        rows = len(sample["net_input"]["src_tokens"])  # with those of padding alone (--pad-to-fixed-bsz)
+        if sample["begins"]:
             carry = self._behind({})
-        elif torch.equal(blocks, self.blocks):  # the same batch again
+        elif self.blocks is not None and torch.equal(blocks, self.blocks):  # the same batch again
             carry = self._behind(self.carry.before)
-        elif torch.equal(blocks, self.blocks[: len(blocks)] + 1):
-            carry = self.carry.next(len(blocks))
+        elif self._lead_to(blocks, rows):
+            carry = self.carry.next(rows)
         else:
             logger.warning("no state is known for what comes before block %d: it begins with none", int(blocks[0]))
             carry = self._behind({})
         self.blocks, self.carry = blocks, carry
         return {**sample, "net_input": {**sample["net_input"], "carry": carry}}
+
+    def _lead_to(self, blocks: Tensor, rows: int) -> bool:
+        """Whether the blocks that were read last, and have left a state, are those before these."""
+        known = self.blocks is not None and torch.equal(blocks, self.blocks[: len(blocks)] + 1)
+        return known and len(self.carry.after.get("real", ())) >= rows
 
     def gather(self) -> None:
         """Tell the first process, which saves, what all of them carry; each must call it."""
@@ -201,6 +212,11 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         super().__init__(args, *others, **kwargs)
         self._carriers: Dict[str, Carrier] = {}  # empty: nothing is carried
         self._last_position: Optional[int] = None
+        length = getattr(args, "tokens_per_sample", None)
+        if length is not None and length < 1 and getattr(args, "sample_break_mode", None) != "eos":
+            raise ValueError(
+                f"--tokens-per-sample is {length} without what --context-window takes of it: at least 1 must be left"
+            )
         check_carried(getattr(args, "carry_state", False), getattr(args, "carry_at_most", 0))
         if getattr(args, "carry_state", False):
             self._begin_to_carry(args)
@@ -278,8 +294,7 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         dataset.shards = kwargs.get("num_shards", 1)
         batches = super().get_batch_iterator(dataset, *args, **kwargs)
         if not isinstance(batches, _InOrder):
-            carrier = self._carriers["train" if dataset is self.datasets.get("train") else "valid"]
-            batches = _InOrder.of(batches, carrier)
+            batches = _InOrder.of(batches, self._carriers["train"])  # only a training saves its place
             if dataset in self.dataset_to_epoch_iter:  # fairseq asks for the same ones again in each epoch
                 self.dataset_to_epoch_iter[dataset] = batches
         return batches
@@ -300,14 +315,24 @@ class CheckedLanguageModelingTask(LanguageModelingTask):
         Raises:
             ValueError: for a context window beside the carried state.
         """
+        _pad_no_rows(dataset)
         if self._carriers and kwargs.pop("context_window", 0) > 0:
             raise ValueError("--context-window and --carry-state both give a block what comes before: leave one out")
         if not self._carriers:
             return super().eval_lm_dataloader(dataset, *args, **kwargs)
-        kwargs["batch_size"] = max(1, kwargs.get("batch_size") or 1)  # -1 is no limit, and rows are parts of the text
+        # -1 is no limit, and rows are parts of the text; the number of tokens has a default, which is none for them.
+        kwargs.update(batch_size=max(1, kwargs.get("batch_size") or 1), max_tokens=None)
         batches = super().eval_lm_dataloader(dataset, *args, **kwargs)
         known = self._carriers["valid"]
         return _Carried(batches, Carrier(known.restart, known.at_most))
+
+
+def _pad_no_rows(dataset: Any) -> None:
+    """Leave out rows of padding alone (``--pad-to-fixed-bsz``): fairseq-eval-lm asks for their block."""
+    while dataset is not None:
+        if hasattr(dataset, "pad_to_bsz"):
+            dataset.pad_to_bsz = None
+        dataset = getattr(dataset, "dataset", None)
 
 
 def _note_in_the_task(cfg: Any, model: Any) -> None:

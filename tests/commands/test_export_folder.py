@@ -17,7 +17,7 @@ from luna_fairseq.cli import main
 from luna_fairseq.data.pieces import Pieces
 from luna_fairseq.errors import DataError, PreparationError
 from luna_fairseq.export.folder import find_belongings
-from luna_fairseq.models._hub import find_pieces
+from luna_fairseq.models._hub import find_pieces, load_for_hub
 from luna_fairseq.models.lra import LRAModel
 from luna_fairseq.models.luna import LunaModel
 from luna_fairseq.models.luna_bert import LunaBertModel
@@ -89,6 +89,44 @@ def test_pieces_of_others_are_not_taken(content: str, spm: Path, tmp_path: Path)
     else:
         with pytest.raises(PreparationError, match=rf"{shard}/sentencepiece\.model is not a SentencePiece model"):
             _found(shard, run / "x.pt")
+
+
+def test_pieces_of_another_model_of_the_same_language_are_not_taken(tmp_path: Path) -> None:
+    """Most symbols of the dictionary are pieces; the others, which are made of known characters, tell them apart."""
+    shard = tmp_path / "out" / "data-bin" / "shard0"
+    shard.mkdir(parents=True)
+    words = [f"{a}{b}" for a in "abcdefgh" for b in "ijklmnop"]
+    with open(tmp_path / "out" / "sentencepiece.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words * 2), model_writer=file, vocab_size=60, model_type="bpe", minloglevel=2
+        )
+    model = Pieces.of_sentencepiece(tmp_path / "out" / "sentencepiece.model")
+    own = sorted(piece for piece in model._names() if not piece.startswith("<"))
+    for others, fits in (
+        (["\u732b", "a\u732b", "[en]"] * 9, True),
+        ([f"{word}x" for word in words[:15]], True),
+        (words[:15], False),
+    ):
+        others = [symbol for symbol in dict.fromkeys(others) if symbol not in own]
+        assert len(others) < len(own), "most are pieces"
+        (shard / "dict.txt").write_text("".join(f"{symbol} 5\n" for symbol in [*own, *others]))
+        assert bool(find_pieces(str(shard), {})) is fits, others
+
+
+def test_a_file_that_is_named_says_which_pieces_are_meant(spm: Path, tmp_path: Path) -> None:
+    """Not others that are found; and pieces that are asked for, and not there, are missed."""
+    shard = _corpus(tmp_path / "out", spm / "model")
+    named = {"sentencepiece_model": str(spm / "other")}
+    assert find_pieces(str(shard), named) == {"bpe": "sentencepiece", **named}
+    shutil.copy(spm / "model", shard / "sentencepiece.model")
+    assert find_pieces(str(shard), named) == {"bpe": "sentencepiece", **named}
+    gpt2 = {"gpt2_encoder_json": "e", "gpt2_vocab_bpe": "v"}
+    assert find_pieces(str(shard), gpt2) == {"bpe": "gpt2", **gpt2}
+    assert find_pieces(str(shard), {"bpe_codes": "c", "bpe": "fastbpe"}) == {"bpe": "fastbpe", "bpe_codes": "c"}
+    (shard / "sentencepiece.model").unlink()
+    (shard / "x.pt").touch()
+    with pytest.raises(FileNotFoundError, match=f"bpe is sentencepiece and neither {shard} nor the two folders"):
+        load_for_hub(shard, "x.pt", shard, bpe="sentencepiece")
 
 
 def test_the_pieces_of_gpt2(tmp_path: Path) -> None:

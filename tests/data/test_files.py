@@ -1,13 +1,16 @@
 """Two commands that prepare one folder at the same time, and what commands leave behind."""
 
+import functools
 import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from luna_fairseq import cli
+from luna_fairseq.checkpoint_files import remove_temporary_files
 from luna_fairseq.data import files
 from luna_fairseq.data.files import alone_in
 from luna_fairseq.errors import OutputError, PreparationError
@@ -143,10 +146,45 @@ def test_a_folder_whose_replacement_was_killed_is_found_again(moment: str, tmp_p
 
 
 def test_a_folder_of_somebody_else_with_a_like_name_stays(tmp_path: Path) -> None:
-    (tmp_path / ".folder.earlier-mine").mkdir()
-    with whole_folder(tmp_path / "folder", replace=True):
-        pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.earlier-mine", "folder"]
+    theirs = [".folder.earlier-2023", ".folder.earlier-mine", ".folder.earlier-run-3"]
+    for name in theirs:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    for _ in range(2):  # the second one finds a folder that has its name
+        with whole_folder(tmp_path / "folder", replace=True):
+            pass
+        assert sorted(path.name for path in tmp_path.iterdir()) == [*theirs, "folder"]
+
+
+def test_a_folder_that_one_may_not_read_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    (tmp_path / "folder").mkdir()
+    with whole_folder(tmp_path / "folder", replace=True) as temporary:
+        (temporary / "new").touch()
+    with whole_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    remove_temporary_files(str(tmp_path))
+    assert (tmp_path / "folder" / "new").exists() and (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path: Path) -> None:
+    """There is no room for what is added to it; what a killed run has left is known for all that."""
+
+    def killed(write: Any, path: Path) -> None:
+        with write(path):
+            os.kill(os.getpid(), 9)
+
+    for name in ("x" * 255, "\u732b" * 85):
+        for write, path in ((whole_file, tmp_path / name), (whole_folder, tmp_path / "sub" / name)):
+            assert in_a_child(functools.partial(killed, write, path)) == -9
+            assert not path.exists() and len(list(path.parent.glob(".*.tmp-*"))) == 1
+            for _ in range(2):
+                with write(path, **({"replace": True} if write is whole_folder else {})) as temporary:
+                    assert temporary.exists()
+                assert path.exists() and not list(path.parent.glob(".*"))
 
 
 def test_an_interrupt_leaves_a_folder_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

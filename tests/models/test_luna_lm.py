@@ -130,6 +130,20 @@ def test_positions_can_begin_again_with_each_block() -> None:
     assert_close(_in_blocks(without, tokens, [6, 12], restart=True), without(tokens)[0], "no positions")
 
 
+def test_a_text_is_longer_than_the_learned_positions() -> None:
+    """Padding, which has none, is not counted; a look-up would end in an IndexError."""
+    model = make_lm(decoder_learned_pos=True, max_target_positions=6).eval()
+    tokens = _texts([7, 3])
+    said = "^a text has 7 tokens and the model 6 learned positions: give shorter ones"
+    with pytest.raises(ValueError, match=said):
+        model(tokens)
+    state: Dict[str, Any] = {}
+    model(tokens[:, :6], incremental_state=state)
+    with pytest.raises(ValueError, match=said):
+        model(tokens, incremental_state=state)
+    assert model(tokens[1:])[0].isfinite().all()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_fades_keeps_its_mean(tied: bool) -> None:
     """By hand: the mean that attention reads is that of the positions, each with the weight of its part."""

@@ -34,7 +34,9 @@ from fairseq.data import (
     Dictionary,
     FairseqDataset,
     LanguagePairDataset,
+    LMContextWindowDataset,
     LRUCacheDataset,
+    MonolingualDataset,
     TokenBlockDataset,
     data_utils,
 )
@@ -314,6 +316,9 @@ def choose_the_users_pieces(folder: Path, patch: Patch) -> None:
         "args"
     ]
     assert options.bpe == "characters"
+    cfg.bpe = None
+    options = hub_utils.from_pretrained(str(folder), "x.pt", str(folder), sentencepiece_model="m")["args"]
+    assert options.bpe._name == "sentencepiece" and options.bpe.sentencepiece_model == "m", "the file says it"
 
 
 # checkpoints
@@ -1120,6 +1125,23 @@ def refuse_blocks_beyond_the_positions(folder: Path, patch: Patch) -> None:
     load(20)  # a sentence that fairseq leaves out, and says so
     with pytest.raises(DataError, match=r"^--tokens-per-sample is 20 "):
         load(16, context_window=4)
+
+
+def take_the_text_before(folder: Path, patch: Patch) -> None:
+    """Whatever this process has read, or has not: a worker or a shard has every so manieth batch."""
+    dictionary = make_dictionary(40)
+    text = torch.arange(4, 40)
+    blocks = TokenBlockDataset([text], [len(text)], 3, pad=1, eos=2, break_mode="none", include_targets=True)
+    lines = MonolingualDataset(blocks, blocks.sizes, dictionary, dictionary, targets=["future"])
+    windows = LMContextWindowDataset(lines, 3, 4, pad_idx=1)
+    for first in (6, 0, 8, 1, 6):
+        batch = windows.collater([windows[first], windows[first + 1]])
+        for row, block in enumerate((first, first + 1)):
+            begins, ends = max(0, 3 * block - 4), 3 * block + 3
+            source = torch.cat([torch.tensor([2]), text])[begins:ends].tolist()
+            assert batch["net_input"]["src_tokens"][row].tolist()[: len(source)] == source, f"block {block}"
+            assert batch["start_indices"][row] == 3 * block - begins
+    assert windows.collater([]) == {}, "a shard that has one batch less"
 
 
 def refuse_to_score_nothing(folder: Path, patch: Patch) -> None:

@@ -1,6 +1,5 @@
 """The task language_modeling: consecutive blocks, and the state that they hand on."""
 
-import copy
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -85,6 +84,61 @@ def test_rows_follow_from_a_number_of_tokens(folder: Path) -> None:
     assert batch["net_input"]["src_tokens"].shape == (2, 4)
 
 
+def test_rows_are_at_most_those_of_both_limits(folder: Path) -> None:
+    """Not as many as --batch-size says, if --max-tokens has room for fewer."""
+    for rows, tokens in ((3, 8), (2, 100)):
+        batch = next(_batches(_task(folder), max_sentences=rows, max_tokens=tokens).next_epoch_itr())
+        assert batch["net_input"]["src_tokens"].shape == (2, 4)
+    with pytest.raises(DataError, match="--max-tokens is 3 and a block has 4 tokens: raise it to that, or"):
+        _batches(_task(folder), max_tokens=3, max_positions=3, ignore_invalid_inputs=True)
+
+
+def test_an_evaluation_has_the_rows_that_it_is_told(folder: Path) -> None:
+    """However long the blocks are; and no row of padding alone, whose block nobody could name."""
+    task = _loaded(_task(folder, pad_to_fixed_bsz=True))
+    blocks = len(task.dataset("train"))
+    read = list(task.eval_lm_dataloader(task.dataset("train"), max_tokens=5, batch_size=3, num_workers=0))
+    assert [len(batch["net_input"]["src_tokens"]) for batch in read] == [len(batch["id"]) for batch in read]
+    assert len(read[0]["id"]) == 3 and sum(len(batch["id"]) for batch in read) == blocks
+
+
+@pytest.mark.parametrize("mode", ["none", "complete"])
+def test_a_window_that_leaves_no_room_for_a_block(mode: str, folder: Path) -> None:
+    for length in (0, -4):
+        with pytest.raises(ValueError, match=f"--tokens-per-sample is {length} without what --context-window takes"):
+            _task(folder, tokens_per_sample=length, sample_break_mode=mode)
+    _task(folder, tokens_per_sample=0, sample_break_mode="eos")
+
+
+def test_rows_of_padding_alone_carry_what_they_have(folder: Path) -> None:
+    """--pad-to-fixed-bsz: a part that has ended is a row of padding."""
+    model, carrier = make_lm().eval(), Carrier(restart=False)
+    pieces: Dict[bool, List[torch.Tensor]] = {}
+    for padded in (False, True):
+        task = _task(folder, pad_to_fixed_bsz=padded, batch_size=5, batch_size_valid=5)
+        for batch in _batches(task, max_sentences=5).next_epoch_itr():
+            rows = len(batch["id"])
+            assert len(batch["net_input"]["src_tokens"]) == (5 if padded else rows)
+            sample = carrier.carry_on(batch)
+            pieces.setdefault(padded, []).append(model(**sample["net_input"])[0][:rows])
+    assert len(pieces[True]) == len(pieces[False]) and pieces[False][-1].size(0) < 5
+    for got, want in zip(pieces[True], pieces[False], strict=True):
+        assert torch.allclose(got, want, atol=1e-6)
+
+
+def test_the_training_has_its_state_whatever_its_split_is_called(folder: Path) -> None:
+    """--train-subset: the place in the data is saved with what the training carries."""
+    task = _loaded(_task(folder))
+    task.datasets["other"] = task.datasets.pop("train")
+    batches = task.get_batch_iterator(
+        task.dataset("other"), max_sentences=3, num_shards=1, disable_iterator_cache=True
+    )
+    iterator = batches.next_epoch_itr()
+    first = task._carriers["train"].carry_on(next(iterator))
+    first["net_input"]["carry"].after = {"real": torch.tensor([4, 4, 4])}
+    assert batches.state_dict()["carrier"]["blocks"].tolist() == first["id"].tolist()
+
+
 def test_blocks_that_are_too_long_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match="are longer than the model's positions: --carry-state needs them all"):
         _batches(_task(folder, sample_break_mode="eos"), max_positions=5, ignore_invalid_inputs=True)
@@ -142,6 +196,10 @@ def test_a_carrier_knows_what_comes_after_what(caplog: pytest.LogCaptureFixture)
     saved = carrier.state_dict()
     assert _go(carrier, _sample(7, 9)).before == {} and "comes before block 7" in caplog.text
     assert _go(carrier, _sample(0, 4, begins=True)).before == {}, "the next epoch"
+    caplog.clear()
+    assert _go(Carrier(restart=False), _sample(3, 7)).before == {} and "comes before block 3" in caplog.text
+    carrier.carry.after = {}  # the memory was too small for the batch before
+    assert _go(carrier, _sample(1, 5)).before == {} and "comes before block 1" in caplog.text
     other = Carrier(restart=True, at_most=9)
     other.load_state_dict(saved)
     for sample in (_sample(3, 7), _sample(3, 7), _sample(4, 8), _sample(0, begins=True)):
@@ -171,9 +229,8 @@ def test_training_and_validation_carry_apart(folder: Path) -> None:
     assert [int(carry.before["real"][0]) if carry.before else 0 for carry in got] == [0, 0, 1, 3, 2]
     assert [int(carry.after["real"][0]) for carry in got] == [1, 3, 2, 6, 3]
     task.load_dataset("train")
-    task.datasets["valid"] = copy.copy(task.datasets["train"])
-    for split, carrier in task._carriers.items():  # whose state is saved with the place in the data
-        assert task.get_batch_iterator(task.dataset(split), max_sentences=3).carrier is carrier
+    batches = task.get_batch_iterator(task.dataset("train"), max_sentences=3)
+    assert batches.carrier is task._carriers["train"], "whose state is saved with the place in the data"
 
 
 def test_a_place_in_the_data_is_saved_with_what_is_carried_there(folder: Path) -> None:

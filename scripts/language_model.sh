@@ -23,7 +23,7 @@ MADE=()
 
 prepare() {
   [ $# -eq 1 ] || fail "prepare takes the folder with the text"
-  local folder file
+  local folder file pieces=8000
   folder=$(absolute "$1")
   for file in train.txt valid.txt; do
     [ -f "$folder/$file" ] || fail "$folder/$file does not exist: name the folder with WikiText-2's text"
@@ -37,9 +37,12 @@ prepare() {
     mkdir -p "$OUT/text"
     for file in train.txt valid.txt; do head -n 40 "$folder/$file" > "$OUT/text/$file"; done
     folder=$OUT/text
+    # More than its characters, and few enough for any text.
+    pieces=$(python -c 'import sys; print(40 + len(set(open(sys.argv[1], encoding="utf-8").read())))' "$folder/train.txt" 2> /dev/null) \
+      || fail "$1/train.txt is no text in UTF-8: convert it"
   fi
   job luna-fairseq prepare corpus --train "$folder/train.txt" --valid "$folder/valid.txt" \
-    --vocab-size "$([ -n "$SMOKE" ] && echo 200 || echo 8000)" --shards 1 --workers 2 --out "$OUT/corpus"
+    --vocab-size "$pieces" --shards 1 --workers 2 --out "$OUT/corpus"
   touch "$OUT/corpus/.done"
   release
   echo "prepared: $OUT/corpus"

@@ -8,7 +8,9 @@ KINDS: Dict[str, Command] = {
     "translation": Command(
         "luna_fairseq.data.translation", "parallel text, cleaned, in pieces, for --task translation"
     ),
-    "corpus": Command("luna_fairseq.data.corpus", "documents in pieces and shards, for --task masked_lm"),
+    "corpus": Command(
+        "luna_fairseq.data.corpus", "documents in pieces and shards, for --task masked_lm or language_modeling"
+    ),
     "pieces": Command(
         "luna_fairseq.data.joint_pieces", "parallel text as it is, in pieces of a joint SentencePiece model"
     ),

@@ -36,29 +36,39 @@ def _other_dictionary(filename: str, message: str) -> Optional[str]:
     )
 
 
-def _what_differs(filename: str, message: str, options: Any) -> str:
+def _what_differs(filename: str, message: str, cfg: Any) -> Optional[str]:
     """The sentence about a checkpoint whose weights do not fit the model.
 
     Args:
         filename: the checkpoint.
-        message: of torch, which names tensors.
-        options: of the model.
+        message: of torch, which names tensors; without one only an architecture of another package is told of.
+        cfg: of the training, with the options of the model.
     """
     from fairseq import checkpoint_utils
+    from fairseq.models import ARCH_MODEL_REGISTRY
 
     sentence = _other_dictionary(filename, message)
     if sentence is not None:
         return sentence
-    saved = dict((checkpoint_utils.load_checkpoint_to_cpu(filename).get("cfg") or {}).get("model") or {})
-    own = vars(options) if isinstance(options, Namespace) else options
-    differing = [
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in saved.items()
-        # A share of dropout makes no other weights.
-        if name in own and str(own[name]) != str(value) and not isinstance(value, float) and not name.startswith("_")
-    ]
+    saved, own = (
+        vars(options) if isinstance(options, Namespace) else dict(options or {})  # fairseq's own have no dataclass
+        for options in ((checkpoint_utils.load_checkpoint_to_cpu(filename).get("cfg") or {}).get("model"), cfg.model)
+    )
+    kinds = [ARCH_MODEL_REGISTRY.get(options.get("_name")) for options in (saved, own)]
+    if None not in kinds and len({kind.__module__.split(".")[0] for kind in kinds}) == 2:
+        differing = [f"--arch {saved['_name']}"]
+    elif not message:
+        return None
+    else:
+        differing = [
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in saved.items()
+            # A share of dropout makes no other weights.
+            if name in own and str(own[name]) != str(value) and not isinstance(value, float) and name[0] != "_"
+        ]
     shown = f" ({', '.join(differing[:6])}{', ...' if len(differing) > 6 else ''})" if differing else ""
-    return f"{filename} holds another model: give the options of its training{shown}, or name another --save-dir"
+    option = "--finetune-from-model" if filename == cfg.checkpoint.finetune_from_model else "--save-dir"
+    return f"{filename} holds another model: give the options of its training{shown}, or name another {option}"
 
 
 @replaces(
@@ -72,10 +82,12 @@ def explain_what_does_not_match(original: Any, self: Any, filename: str, *args: 
     try:
         return original(self, filename, *args, **kwargs)
     except Exception as error:
-        if isinstance(error.__context__, CheckpointMismatch):
-            raise error.__context__ from None
-        if isinstance(error.__context__, RuntimeError) and "architectures match" in str(error):
-            raise CheckpointMismatch(_what_differs(filename, str(error.__context__), self.cfg.model)) from error
+        context = error.__context__
+        if isinstance(context, CheckpointMismatch):
+            sentence = _what_differs(filename, "", self.cfg)
+            raise (CheckpointMismatch(sentence) if sentence else context) from None
+        if isinstance(context, RuntimeError) and "architectures match" in str(error):
+            raise CheckpointMismatch(_what_differs(filename, str(context), self.cfg)) from error
         if isinstance(error, KeyError) and error.args == ("best",):
             raise CheckpointMismatch(
                 f"{filename} holds the state of another --lr-scheduler: give that one, or --reset-lr-scheduler"

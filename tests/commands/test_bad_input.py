@@ -110,6 +110,24 @@ def test_save_folder_of_another_architecture(corpus: Corpus, tmp_path: Path) -> 
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
 
 
+def test_a_transformer_is_not_gone_on_with(corpus: Corpus, tmp_path: Path) -> None:
+    """Whose options fairseq saves in another way."""
+    luna = TINY.index("--projection-length")
+    sizes = TINY[:luna] + TINY[luna + 2 :]
+    run_command(
+        *("fairseq-train", corpus.data, "--user-dir", USER_DIR, "--arch", "transformer_iwslt_de_en", *sizes, *TRAIN),
+        *(*ADAM, "--save-dir", tmp_path, "--max-update", 1),
+    )
+    other = (
+        "checkpoint_last.pt holds another model: give the options of its training (--arch transformer_iwslt_de_en)"
+    )
+    output = train(corpus, tmp_path, "--max-update", 2, code=-1)
+    assert _last_line(output).endswith(f"{other}, or name another --save-dir")
+    finetune = ["--finetune-from-model", tmp_path / "checkpoint_last.pt"]
+    output = train(corpus, tmp_path / "new", "--max-update", 2, *finetune, code=-1)
+    assert _last_line(output).endswith(f"{other}, or name another --finetune-from-model")
+
+
 @pytest.mark.parametrize("precision", [pytest.param([], marks=pytest.mark.long), ["--amp"]], ids=str)
 def test_a_run_that_diverges_says_when_and_what_to_try(precision: List[str], corpus: Corpus, tmp_path: Path) -> None:
     """After saving where it stood: with finite weights."""

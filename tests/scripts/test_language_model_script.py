@@ -1,6 +1,5 @@
 """scripts/language_model.sh from raw text to the table, on tiny files; the table alone."""
 
-import itertools
 import json
 import random
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from luna_fairseq.results import language_model
 from support.running import ROOT, run_script
 
-WORDS = ["".join(syllables) for syllables in itertools.product("ba de ki lo mu sen tor".split(), repeat=3)]
+WORDS = "the a small old cat dog house man woman sees finds loves red green and".split()
 LOG = """\
 [fairseq_cli.train] num. shared model params: 4,967,424 (num. trained: 4,967,424)
 [train_inner] | epoch 001: loss=5, ppl=1.5, wps=203, lr=1
@@ -69,7 +68,7 @@ def test_from_text_to_the_table(tmp_path: Path) -> None:
     run_script(tmp_path / "out", script, "score", *names)
     for name, kinds in zip(names, (list(language_model.KINDS), ["blocks", "window"]), strict=True):
         found = json.loads((tmp_path / "out" / "smoke" / name / "perplexity.json").read_text())
-        assert list(found) == kinds and all(100 < value < 800 for value in found.values())
+        assert list(found) == kinds and all(10 < value < 200 for value in found.values())
     rows = run_script(tmp_path / "out", script, "table").splitlines()
     assert next(line for line in rows if "luna_tied_32_carry" in line).count(" SMOKE ") == 8
     assert next(line for line in rows if "_transformer |" in line).count(" SMOKE ") == 5

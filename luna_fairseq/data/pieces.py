@@ -16,11 +16,7 @@ from luna_fairseq.data.files import need_file
 from luna_fairseq.errors import PreparationError
 
 SENTENCEPIECE, ENCODER_JSON, VOCAB_BPE, DICTIONARY = "sentencepiece.model", "encoder.json", "vocab.bpe", "dict.txt"
-SENTENCEPIECE_NAMES = (
-    SENTENCEPIECE,
-    "sentencepiece.bpe.model",
-    "spm.model",
-)  # the second: published models
+SENTENCEPIECE_NAMES = (SENTENCEPIECE, "sentencepiece.bpe.model", "spm.model")  # the second: published models
 KINDS = ("sentencepiece", "gpt2")  # as fairseq calls them
 # fairseq's Dictionary begins with these itself and refuses to read them from a file.
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")

@@ -79,8 +79,9 @@ def find_belongings(
     if pieces is not None:
         return Belongings(data, {**files, PIECES: pieces})
     near = Pieces.of_model(folder, checkpoint.parent)
-    for name, path in near.files.items() if near else ():
-        files[PIECES if name == SENTENCEPIECE else name] = given_pieces(str(path)) if name == SENTENCEPIECE else path
+    files.update(near.files if near else {})
+    if SENTENCEPIECE in files:
+        files[PIECES] = given_pieces(str(files.pop(SENTENCEPIECE)))
     return Belongings(data, files)
 
 

@@ -141,6 +141,13 @@ class CausalOptions(FairseqDataclass):
         default="softplus",
         metadata={"help": "what keeps the pack weights of causal attention positive; elu is the paper's ablation"},
     )
+    causal_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "causal attention forgets: what lies n positions back counts exp(-rate n), with this rate in the "
+            "first head and slower ones in the others; 5 is a good start (default: 0, plain means, as published)"
+        },
+    )
 
 
 @dataclass
@@ -248,6 +255,7 @@ def check_config(cfg: Any) -> None:
         )
     check_probabilities(cfg, "word_dropout")
     check_position_bias_options(cfg)
+    check_causal_decay(cfg)
 
 
 def check_refused(cfg: Any, refused: Dict[str, str]) -> None:
@@ -278,6 +286,16 @@ def check_position_bias_options(cfg: Any) -> None:
     place = getattr(cfg, "packed_position_bias_in", "both")
     if slope == 0.0 and place != "both":
         raise ValueError(f"--packed-position-bias-in is {place} and there is no bias: add --packed-position-bias 1")
+
+
+def check_causal_decay(cfg: Any) -> None:
+    """Refuse rates at which nothing can be forgotten.
+
+    Raises:
+        ValueError: with the option, its value, and what to change.
+    """
+    if not 0.0 <= cfg.causal_decay < float("inf"):
+        raise ValueError(f"--causal-decay is {cfg.causal_decay}: it must be at least 0, and finite")
 
 
 def check_at_least(least: int, cfg: Any, *names: str) -> None:

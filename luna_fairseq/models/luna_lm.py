@@ -24,6 +24,7 @@ from luna_fairseq.models._config import (
     PackedOptions,
     add_options,
     check_at_least,
+    check_causal_decay,
     check_refused,
     check_stack,
     namespace,
@@ -82,6 +83,7 @@ class LunaLanguageModelDecoder(LunaDecoder):
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Module) -> None:
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=True)  # type: ignore[arg-type]
         self.packed_input = self._packed_input(cfg) if cfg.share_packed_embeddings else None
+        self.causal_decay = cfg.causal_decay
 
     def _packed_input(self, cfg: Any) -> PackedInput:
         return PackedInput(
@@ -180,7 +182,8 @@ class LunaLanguageModelDecoder(LunaDecoder):
         assert real is not None
         self.set_incremental_state(incremental_state, "extended", {"real": real * (not restart)})
         states = [(a, state) for a in self._attentions() if (state := a.state(incremental_state)) is not None]
-        for (attention, _), state in zip(states, faded([state for _, state in states], at_most), strict=True):
+        left = faded([state for _, state in states], at_most, self.causal_decay)
+        for (attention, _), state in zip(states, left, strict=True):
             attention.replace_state(incremental_state, state)
 
     def _carry_on(self, tokens: Tensor, carry: Carry) -> Tuple[Tensor, Dict[str, Any]]:
@@ -192,18 +195,19 @@ class LunaLanguageModelDecoder(LunaDecoder):
             if f"{index}.steps" in had:
                 key_sum, steps = had[f"{index}.key_sum"], had[f"{index}.steps"]
                 known[attention] = ops.CausalState(key_sum, had.get(f"{index}.value_sum", key_sum), steps)
-        before = dict(zip(known, faded(list(known.values()), carry.at_most), strict=True))
+        left = faded(list(known.values()), carry.at_most, self.causal_decay)
+        before = dict(zip(known, left, strict=True))
         is_padding = tokens.eq(self.padding_idx)
         state: IncrementalState = {}
         x = self._embed(tokens, tokens.size(1), None if carry.restart else start)
         result = self._layers(x, is_padding, state, before, self._steps(tokens, is_padding))
         carry.after = {"real": start + (~is_padding).sum(dim=1)}
         for index, attention in enumerate(self._attentions()):
-            left = attention.state(state) or before.get(attention)  # LayerDrop leaves layers out
-            if left is not None:
-                carry.after[f"{index}.key_sum"], carry.after[f"{index}.steps"] = left.key_sum.detach(), left.steps
-                if left.value_sum is not left.key_sum:
-                    carry.after[f"{index}.value_sum"] = left.value_sum.detach()
+            own = attention.state(state) or before.get(attention)  # LayerDrop leaves layers out
+            if own is not None:
+                carry.after[f"{index}.key_sum"], carry.after[f"{index}.steps"] = own.key_sum.detach(), own.steps
+                if own.value_sum is not own.key_sum:
+                    carry.after[f"{index}.value_sum"] = own.value_sum.detach()
         state.clear()  # layers whose activations are checkpointed begin once more
         return result
 
@@ -373,6 +377,7 @@ def _check_lm_config(args: Any) -> None:
     check_refused(args, REFUSED)
     check_stack(args, "decoder")
     check_at_least(1, args, "max_target_positions")
+    check_causal_decay(args)
     widths = (args.decoder_input_dim, args.decoder_output_dim)
     if args.share_decoder_input_output_embed and (args.adaptive_input or args.character_embeddings):
         raise ValueError(

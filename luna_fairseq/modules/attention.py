@@ -224,6 +224,8 @@ class CausalLunaAttention(_LunaAttentionBase):
         bias: give every projection a bias.
         tie_kv: one matrix for keys and values.
         activation: ``softplus`` or ``elu``, what keeps the pack weights positive.
+        decay: the rate at which the first head forgets what lies behind, the others more slowly
+            (:mod:`luna_fairseq.ops.decay`); 0 for plain means, as published.
         q_noise, qn_block_size: quantisation noise on the projections (fairseq's ``--quant-noise-pq``).
 
     Raises:
@@ -239,6 +241,7 @@ class CausalLunaAttention(_LunaAttentionBase):
         bias: bool = True,
         tie_kv: bool = True,
         activation: str = "softplus",
+        decay: float = 0.0,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
     ) -> None:
@@ -248,12 +251,13 @@ class CausalLunaAttention(_LunaAttentionBase):
                 f"--causal-activation is {activation!r}: choose one of {', '.join(ops.CAUSAL_ACTIVATIONS)}"
             )
         self.activation = activation
+        self.decay = float(decay)
         self.tie_kv = tie_kv
         names = ("pq", "pc", "q", "c", "out") if tie_kv else ("pq", "pc", "q", "k", "v", "out")
         self._add_projections(dict.fromkeys(names, embed_dim), bias, q_noise, qn_block_size)
 
     def _unseen_in_shapes(self) -> Dict[str, Any]:
-        return {**super()._unseen_in_shapes(), "activation": self.activation}
+        return {**super()._unseen_in_shapes(), "activation": self.activation, "causal_decay": self.decay}
 
     def state(self, incremental_state: Optional[IncrementalState]) -> Optional[ops.CausalState]:
         """What the positions so far have left in a decoding state, or None before the first."""
@@ -335,6 +339,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             state=state,
             steps=steps,
             overwrite=saved.get("overwrite", False),
+            decay=self.decay,
         )
         if state is not None:
             saving = {"packed_query": packed_query, "folded": folded, "constant": constant}

@@ -83,7 +83,8 @@ class _LunaAttentionBase(FairseqIncrementalState, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         error_msgs = lists[-1]
         for name, value in self._unseen_in_shapes().items():
-            saved = local_metadata.get(name, value)  # published checkpoints do not say
+            # Published checkpoints, and those from before there was a decay, do not say.
+            saved = local_metadata.get(name, 0.0 if name == "causal_decay" else value)
             if saved != value:
                 error_msgs.append(f"{prefix}{name} is {saved} in the checkpoint and {value} in this model")
 

@@ -5,7 +5,7 @@ from typing import Dict, List, Tuple
 import torch
 from torch import Tensor
 
-from luna_fairseq.ops import CausalState
+from luna_fairseq.ops import CausalState, decay_rates, decayed_mean
 
 # For every row of a batch: "real", [B] int64, how many tokens it has had; and for layer i the CausalState that they
 # have left, "i.key_sum", "i.value_sum" (missing where keys are values) and "i.steps".
@@ -26,7 +26,7 @@ def check_carried(carry_state: bool, carry_at_most: int) -> None:
         )
 
 
-def faded(states: List[CausalState], at_most: int) -> List[CausalState]:
+def faded(states: List[CausalState], at_most: int, decay: float = 0.0) -> List[CausalState]:
     """The same sums where what they hold counts as at most so many positions.
 
     Attention reads the mean of all positions so far, to which a new one adds its share. Behind a long text that share
@@ -36,6 +36,7 @@ def faded(states: List[CausalState], at_most: int) -> List[CausalState]:
     Args:
         states: of the layers, which are not changed; layers that share ``steps`` share the new ones, too.
         at_most: positions, 0 for no limit.
+        decay: ``--causal-decay`` of the model; what fades by it counts that much less here, too.
     """
     if at_most <= 0:
         return states
@@ -43,9 +44,14 @@ def faded(states: List[CausalState], at_most: int) -> List[CausalState]:
     result = []
     for state in states:
         if id(state.steps) not in known:
-            steps = state.steps.clamp(max=at_most)
-            share = steps / state.steps.clamp(min=1)
-            known[id(state.steps)] = steps, share.to(state.key_sum.dtype).view(-1, 1, 1, 1)
+            steps, sums = state.steps.clamp(max=at_most), state.key_sum
+            if decay:
+                rates = decay_rates(decay, sums.size(1), sums.device, sums.dtype)
+                before, after = (decayed_mean(rates, count[:, None]) for count in (state.steps, steps))
+                share = before / after
+            else:
+                share = (steps / state.steps.clamp(min=1)).view(-1, 1, 1, 1)
+            known[id(state.steps)] = steps, share.to(sums.dtype)
         steps, share = known[id(state.steps)]
         key_sum = state.key_sum * share
         value_sum = key_sum if state.value_sum is state.key_sum else state.value_sum * share

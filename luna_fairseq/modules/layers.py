@@ -144,6 +144,7 @@ class LunaDecoderLayer(_LunaLayerMixin, TransformerDecoderLayerBase):
             dropout=cfg.attention_dropout,
             tie_kv=not cfg.untie_luna_kv,
             activation=cfg.causal_activation,
+            decay=cfg.causal_decay,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
         )

@@ -27,6 +27,7 @@ from luna_fairseq.ops.causal import (
     causal_luna_attention,
     causal_pack_weights,
 )
+from luna_fairseq.ops.decay import decay_rates, decayed_mean
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.folded import (
     Projection,
@@ -61,6 +62,8 @@ __all__ = [
     "causal_luna_attention",
     "causal_pack_weights",
     "causal_products",
+    "decay_rates",
+    "decayed_mean",
     "folded_pack",
     "folded_rows",
     "folded_scores",

@@ -119,6 +119,7 @@ class Blocks:
         chunks: range,
         total: Optional[Tensor],
         backwards: bool,
+        left: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
         """Sums of ``left^T right``: of all before each chunk (after it, if ``backwards``), and up to the block's end.
 
@@ -128,41 +129,46 @@ class Blocks:
             chunks: which they are.
             total: ``[sentences * H, E, F]``, the sum before the block; None for 0.
             backwards: the last chunk comes first.
+            left: of a sum behind one more chunk, ``[H, 1, 1]``; None for all of it.
 
         Returns:
             ``[chunks * sentences * H, E, F]`` and ``[sentences * H, E, F]``, views of one tensor where they are sums.
         """
-        left, right = pairs[0]
-        count, rows = len(chunks), left.size(0) // len(chunks)
-        shape = (rows, left.size(2), right.size(2))
+        x, y = pairs[0]
+        count, rows = len(chunks), x.size(0) // len(chunks)
+        shape = (rows, x.size(2), y.size(2))
         if not self.on_cpu:
-            return self._running_at_once(pairs, count, shape, backwards)
-        sums = left.new_empty((count + 1, *shape))  # each product goes where what is summed behind it belongs
+            return self._running_at_once(pairs, count, shape, backwards, left)
+        sums = x.new_empty((count + 1, *shape))  # each product goes where what is summed behind it belongs
         own = (sums[:-1] if backwards else sums[1:]).flatten(0, 1)
-        torch.bmm(left.mT, right, out=own)
-        for left, right in pairs[1:]:
-            own.baddbmm_(left.mT, right)
+        torch.bmm(x.mT, y, out=own)
+        for x, y in pairs[1:]:
+            own.baddbmm_(x.mT, y)
         first = sums[-1 if backwards else 0]
         first.zero_() if total is None else first.copy_(total)
         each = sums.unbind()
+        share = None if left is None else left.to(sums.dtype).repeat(rows // left.size(0), 1, 1)
         for one, following in itertools.pairwise(each[::-1] if backwards else each):
-            following.add_(one)
+            following.add_(one) if share is None else following.addcmul_(one, share)
         return (sums[1:] if backwards else sums[:-1]).flatten(0, 1), sums[0 if backwards else -1]
 
     def _running_at_once(
-        self, pairs: Any, count: int, shape: Tuple[int, ...], backwards: bool
+        self, pairs: Any, count: int, shape: Tuple[int, ...], backwards: bool, left: Optional[Tensor]
     ) -> Tuple[Tensor, Tensor]:
         """The same of all chunks there are, by products with a triangle of ones: ``cumsum`` is not deterministic."""
-        left, right = pairs[0]
-        size = min(count, _LOW_GROUP if left.dtype == torch.bfloat16 else _GROUP)
+        x, y = pairs[0]
+        size = min(count, _LOW_GROUP if x.dtype == torch.bfloat16 else _GROUP)
         groups = -(-count // size)
-        sums = left.new_empty((groups * size, *shape))
+        sums = x.new_empty((groups * size, *shape))
         own = sums[:count].flatten(0, 1)
-        torch.bmm(left.mT, right, out=own)
-        for left, right in pairs[1:]:
-            own.baddbmm_(left.mT, right)
+        torch.bmm(x.mT, y, out=own)
+        for x, y in pairs[1:]:
+            own.baddbmm_(x.mT, y)
         if groups * size > count:
             sums[count:].zero_()
+        if left is not None:
+            found = _decayed(sums.view(groups, size, *shape), left, backwards).flatten(0, 1)[:count].flatten(0, 1)
+            return found, found[: shape[0]]
         each = sums.view(groups, size, -1)
         found = torch.bmm(_triangle(size, each, backwards).expand(groups, -1, -1), each)
         if groups > 1:
@@ -170,6 +176,33 @@ class Blocks:
             found.add_((_triangle(groups, whole, backwards) @ whole).unsqueeze(1))
         found = found.view(groups * size, *shape)[:count].flatten(0, 1)
         return found, found[: shape[0]]  # nothing follows that would need the total
+
+
+def _decayed(sums: Tensor, left: Tensor, backwards: bool) -> Tensor:
+    """Decayed sums of what comes before each (after it, if ``backwards``).
+
+    Args:
+        sums: ``[groups, size, n * H, E, F]``.
+        left: of a sum behind one more, ``[H, 1, 1]``.
+    """
+    groups, size = sums.shape[:2]
+    each = sums.unflatten(2, (-1, left.size(0)))
+    powers, wide = left.view(-1, 1, 1), wide_type(sums)
+
+    def triangle(count: int, of_one: Tensor) -> Tensor:
+        """``of_one^(i - 1 - j)`` where j comes before i, ``[H, count, count]``."""
+        at = torch.arange(count, device=sums.device)
+        ahead = (at - at[:, None] if backwards else at[:, None] - at) - 1
+        return of_one ** ahead.clamp(min=0) * (ahead >= 0)
+
+    found = torch.einsum("hij,gjnhef->ginhef", triangle(size, powers).to(sums.dtype), each)
+    if groups > 1:
+        at = torch.arange(size, device=sums.device)
+        to_end, from_start = (at, size - 1 - at) if backwards else (size - 1 - at, at)
+        whole = torch.einsum("hj,gjnhef->gnhef", powers.view(-1, 1) ** to_end, each.to(wide))
+        before = torch.einsum("hij,jnhef->inhef", triangle(groups, powers**size), whole)
+        found = found + torch.einsum("hj,gnhef->gjnhef", powers.view(-1, 1) ** from_start, before).to(found.dtype)
+    return found.flatten(2, 3)
 
 
 def _triangle(size: int, like: Tensor, upper: bool) -> Tensor:

@@ -20,6 +20,7 @@ from luna_fairseq.ops.blocks import (
     whole_chunks,
     wide_type,
 )
+from luna_fairseq.ops.decay import ChunkDecay
 from luna_fairseq.ops.products import causal_products
 from luna_fairseq.ops.tracing import making_a_graph
 
@@ -28,10 +29,18 @@ class _Sums:
     """What both passes need to know of a call.
 
     Args:
-        query, key, value, weights, mean: as of :func:`both_sums`, but no value where it is the key.
+        query, key, value, weights, mean, rates: as of :func:`both_sums`, but no value where it is the key.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, value: Optional[Tensor], weights: Tensor, mean: Tensor) -> None:
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Optional[Tensor],
+        weights: Tensor,
+        mean: Tensor,
+        rates: Optional[Tensor] = None,
+    ) -> None:
         given = (query, key, weights, mean) if value is None else (query, key, weights, mean, value)
         query, key, weights, mean, *own = whole_chunks(*given)
         self.blocks = blocks = Blocks(key, weights)
@@ -41,6 +50,7 @@ class _Sums:
         self.tied = value is None
         self.wide, self.low = wide_type(query), operand_type(query)
         self.scale = query.size(-1) ** -0.5
+        self.decay = ChunkDecay(rates, blocks.chunk)
 
     def copies(self, *more: Tensor, start: int, chunks: range) -> Any:
         """One block: query, key, value as they are multiplied, weights with all digits and as those, and ``more``.
@@ -60,18 +70,19 @@ class _Sums:
         """
         products = torch.bmm(x, y.mT, out=used) if used.dtype == x.dtype else torch.bmm(x, y.mT)
         if x.dtype == self.low:
-            return products.tril_()
-        ones = products.new_ones(products.shape[1:]).tril_()
-        return torch.mul(products, ones, out=products.new_empty(products.shape, dtype=self.low))
+            return self.decay.pairs(products)
+        triangle = self.decay.triangle(products)
+        return torch.mul(products, triangle, out=products.new_empty(products.shape, dtype=self.low))
 
     def before(
         self, key: Tensor, value: Tensor, weights: Tensor, chunks: range, totals: Tuple[Optional[Tensor], ...]
     ) -> Tuple[Tensor, Tensor, Tuple[Tensor, ...]]:
         """The sums of ``k a^T`` and ``v a^T`` before each chunk, and those after the block."""
-        found, after = self.blocks.running([(key, weights)], chunks, totals[0], backwards=False)
+        weights, left = self.decay.until_end(weights), self.decay.whole
+        found, after = self.blocks.running([(key, weights)], chunks, totals[0], False, left)
         if value is key:
             return found, found, (after,)
-        of_values, values_after = self.blocks.running([(value, weights)], chunks, totals[1], backwards=False)
+        of_values, values_after = self.blocks.running([(value, weights)], chunks, totals[1], False, left)
         return found, of_values, (after, values_after)
 
 
@@ -86,9 +97,10 @@ class _BothSums(torch.autograd.Function):
         mean: Tensor,
         packed_mask: Optional[Tensor],
         dropout: float,
+        rates: Optional[Tensor],
     ) -> Tensor:
-        sums, length = _Sums(query, key, value, weights, mean), query.size(2)
-        blocks = sums.blocks
+        sums, length = _Sums(query, key, value, weights, mean, rates), query.size(2)
+        blocks, decay = sums.blocks, sums.decay
         out = empty_like_heads(sums.whole[1])
         target = blocks.cut(out)
         # Of every block: its probabilities, what dropout leaves of them, the sums before.
@@ -100,11 +112,11 @@ class _BothSums(torch.autograd.Function):
                     # A view would keep the block's sums.
                     before_block = [None if total is None else total.clone() for total in totals]
                     q, k, v, wide, a = sums.copies(start=start, chunks=chunks)
-                    pairs = product(q, k.mT, sums.wide).tril_()
+                    pairs = decay.pairs(product(q, k.mT, sums.wide))
                     scores = torch.bmm(pairs, wide)
                     if blocks.chunks > 1:
                         before, values_before, totals = sums.before(k, v, a, chunks, totals)
-                        add_product(scores, q, before)
+                        add_product(scores, decay.since_start(q), before)
                     mean_of = blocks.view(sums.mean, start, chunks)
                     by_position = scores.view(len(chunks), -1, blocks.heads, *scores.shape[1:])
                     by_position.mul_(mean_of * sums.scale)
@@ -121,21 +133,21 @@ class _BothSums(torch.autograd.Function):
                     pairs = sums.pairs(wide_p, wide, pairs)
                     o = None
                     if blocks.chunks > 1:
-                        o = torch.bmm(wide_p.to(sums.low), values_before.mT)
+                        o = torch.bmm(decay.since_start(wide_p).to(sums.low), values_before.mT)
                     blocks.put(target, _plus(o, pairs, v), start, chunks)
                     kept += [probabilities, dropped, *before_block]
         ctx.dropout = dropout
-        ctx.save_for_backward(query, key, value, weights, mean, packed_mask, *kept)
+        ctx.save_for_backward(query, key, value, weights, mean, packed_mask, rates, *kept)
         return out[:, :, :length]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        query, key, value, weights, mean, _, *kept = ctx.saved_tensors
+        query, key, value, weights, mean, _, rates, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return _differentiable_gradients(ctx, kept, grad)
         length = query.size(2)
-        sums = _Sums(query, key, value, weights, mean)
-        blocks = sums.blocks
+        sums = _Sums(query, key, value, weights, mean, rates)
+        blocks, decay = sums.blocks, sums.decay
         (grad,) = whole_chunks(query, key, weights, grad)[3:]
         grad = blocks.cut(grad)
         outs = [empty_like_heads(x) for x in sums.whole]
@@ -157,11 +169,11 @@ class _BothSums(torch.autograd.Function):
                     if blocks.chunks > 1:
                         before, values_before, _ = sums.before(k, v, a, chunks, tuple(totals))
 
-                    pairs = product(g, v.mT, sums.wide).tril_()
+                    pairs = decay.pairs(product(g, v.mT, sums.wide))
                     d_a = torch.bmm(pairs.mT, wide_p)
                     d_p = torch.bmm(pairs, wide)
                     if blocks.chunks > 1:
-                        add_product(d_p, g, values_before)
+                        add_product(d_p, decay.since_start(g), values_before)
                     d_p = d_p.view(probabilities.shape).mul_(passed)
                     d_scores = torch._softmax_backward_data(d_p, probabilities, -1, d_p.dtype)
                     wide_scores = d_scores.mul_(mean_of * sums.scale).flatten(0, 2)
@@ -171,18 +183,19 @@ class _BothSums(torch.autograd.Function):
                     d_k: Optional[Tensor] = None
                     d_v: Optional[Tensor] = None
                     if blocks.chunks > 1:
-                        d_q = torch.bmm(d_scores, before.mT)
+                        of_start, of_end = decay.since_start(d_scores), decay.until_end(a)
+                        d_q = torch.bmm(of_start, before.mT)
                         # What later chunks want of this one: the sums run backwards.
-                        of_keys, of_values = [(q, d_scores)], [(g, p)]
+                        of_keys, of_values = [(q, of_start)], [(g, decay.since_start(p))]
                         if sums.tied:
                             of_keys += of_values
                         else:
-                            after, later_values = blocks.running(of_values, chunks, later_values, backwards=True)
-                            d_v = torch.bmm(a, after.mT)
-                            add_product(d_a, v, after)
-                        later, later_keys = blocks.running(of_keys, chunks, later_keys, backwards=True)
-                        d_k = torch.bmm(a, later.mT)
-                        add_product(d_a, k, later)
+                            after, later_values = blocks.running(of_values, chunks, later_values, True, decay.whole)
+                            d_v = torch.bmm(of_end, after.mT)
+                            add_product(d_a, decay.until_end(v), after)
+                        later, later_keys = blocks.running(of_keys, chunks, later_keys, True, decay.whole)
+                        d_k = torch.bmm(of_end, later.mT)
+                        add_product(d_a, decay.until_end(k), later)
                     pairs = sums.pairs(wide_scores, wide, pairs)
                     d_q = _plus(d_q, pairs, k)
                     d_k = _plus(d_k, pairs.mT, q)
@@ -197,7 +210,7 @@ class _BothSums(torch.autograd.Function):
                     for target, d in zip(targets, found, strict=True):
                         blocks.put(target, d, start, chunks)
         d_query, d_key, *d_value, d_weights = (out[:, :, :length] for out in outs)
-        return d_query, d_key, d_value[0] if d_value else None, d_weights, None, None, None
+        return d_query, d_key, d_value[0] if d_value else None, d_weights, None, None, None, None
 
 
 def _plus(total: Optional[Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -222,20 +235,21 @@ def _in_two_products(
     mean: Tensor,
     packed_mask: Optional[Tensor],
     dropped: Callable[[Tensor], Tensor],
+    rates: Optional[Tensor],
 ) -> Tensor:
     """The same as a product, a softmax, what ``dropped`` makes of its result, and another product."""
     wide = wide_type(query)
     q, k, a = (x.to(wide) for x in (query, key, weights))
-    scores = causal_products(q, k, a, mean * query.size(-1) ** -0.5)
+    scores = causal_products(q, k, a, mean * query.size(-1) ** -0.5, rates)
     if packed_mask is not None:
         scores = scores.masked_fill(~packed_mask, float("-inf"))
     p = dropped(torch.softmax(scores, dim=-1))
-    return causal_products(p, a, k if value is key else value.to(wide), mean).to(value.dtype)
+    return causal_products(p, a, k if value is key else value.to(wide), mean, rates).to(value.dtype)
 
 
 def _differentiable_gradients(ctx: Any, kept: List[Optional[Tensor]], grad: Tensor) -> Tuple[Optional[Tensor], ...]:
     """The gradients by two causal products and a softmax, which cost more and can be differentiated again."""
-    query, key, value, weights, mean, packed_mask = ctx.saved_tensors[:6]
+    query, key, value, weights, mean, packed_mask, rates = ctx.saved_tensors[:7]
 
     def dropped(p: Tensor) -> Tensor:
         return p * _whole_mask(ctx, kept, p) * _kept_factor(ctx.dropout) if ctx.dropout > 0.0 else p
@@ -244,14 +258,14 @@ def _differentiable_gradients(ctx: Any, kept: List[Optional[Tensor]], grad: Tens
     inputs = [None if x is None else x.view_as(x) for x in (query, key, value, weights)]
     own = [x for x in inputs if x is not None]
     q, k, a = own[0], own[1], own[-1]
-    out = _in_two_products(q, k, k if value is None else own[2], a, mean, packed_mask, dropped)
+    out = _in_two_products(q, k, k if value is None else own[2], a, mean, packed_mask, dropped, rates)
     wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=False) if x is not None and needed]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     gradients = [
         next(found) if x is not None and needed else None
         for x, needed in zip(inputs, ctx.needs_input_grad, strict=False)
     ]
-    return (*gradients, None, None, None)
+    return (*gradients, None, None, None, None)
 
 
 def _whole_mask(ctx: Any, kept: List[Optional[Tensor]], like: Tensor) -> Tensor:
@@ -277,20 +291,23 @@ def both_sums(
     mean: Tensor,
     packed_mask: Optional[Tensor] = None,
     dropout: float = 0.0,
+    rates: Optional[Tensor] = None,
 ) -> Tensor:
     """Causal Luna attention from the first position on (:func:`luna_fairseq.ops.causal_luna_attention`).
 
     Args:
         query, key, value: ``[B, H, N, K]``; a value that is the key costs less.
         pack_weights: ``[B, H, N, L]``.
-        mean: 1/t of every position, ``[B, 1, N, 1]``; gets no gradient.
+        mean: 1/t of every position, ``[B, 1, N, 1]``, or 1/z_t, ``[B, H, N, 1]``; gets no gradient.
         packed_mask: ``[B, 1, 1, L]`` bool, True = a row of P that belongs to the sentence, or None.
         dropout: probability for the weights between the sums.
+        rates: at which the heads forget (:mod:`luna_fairseq.ops.decay`), ``[H, 1, 1]``, or None; gets no gradient.
 
     Returns:
         ``[B, H, N, K]`` in the dtype of ``key``.
     """
     if making_a_graph():  # the number of blocks would be that of one length
-        return _in_two_products(query, key, value, pack_weights, mean, packed_mask, lambda p: F.dropout(p, dropout))
+        options = (packed_mask, lambda p: F.dropout(p, dropout), rates)
+        return _in_two_products(query, key, value, pack_weights, mean, *options)
     own_value = None if value is key else value
-    return _BothSums.apply(query, key, own_value, pack_weights, mean, packed_mask, dropout)
+    return _BothSums.apply(query, key, own_value, pack_weights, mean, packed_mask, dropout, rates)

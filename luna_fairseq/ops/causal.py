@@ -15,6 +15,7 @@ from torch import Tensor
 from luna_fairseq.ops import fused
 from luna_fairseq.ops.blocks import operand_type, wide_type
 from luna_fairseq.ops.both_sums import both_sums
+from luna_fairseq.ops.decay import decay_rates, decayed_mean, left_after
 from luna_fairseq.ops.products import causal_products, wide_scores
 from luna_fairseq.ops.tracing import making_a_graph
 
@@ -69,7 +70,8 @@ class Counted(NamedTuple):
 
     Attributes:
         steps: ``[B, N]`` int64, real positions up to and including each.
-        mean: their reciprocals, ``[B, 1, N, 1]``, in float32 or wider; 1 where there are none.
+        mean: their reciprocals, ``[B, 1, N, 1]``, in float32 or wider; 1 where there are none. With a decay those of
+            the sums of what is left of them, ``[B, H, N, 1]``.
         last: ``[B]``, the last of ``steps``.
     """
 
@@ -83,6 +85,20 @@ class Counted(NamedTuple):
         last = steps[:, -1] if steps.size(1) else steps.new_zeros(steps.size(0))
         # Positions before the first real one have nothing to average: any finite divisor will do.
         return cls(steps, steps.clamp(min=1).to(dtype).reciprocal()[:, None, :, None], last)
+
+
+class Faded(NamedTuple):
+    """What decay leaves of what lies behind; each ``[B, H, N or 1, 1]``.
+
+    Attributes:
+        since: at every position, of the sums before the first one.
+        until: behind the last position, of every one.
+        whole: behind the last position, of the sums before the first one.
+    """
+
+    since: Tensor
+    until: Tensor
+    whole: Tensor
 
 
 class Steps:
@@ -105,6 +121,9 @@ class Steps:
         self._none: Optional[Tensor] = None
         self._known: List[Tuple[Optional[Tensor], Counted]] = []
         self._scales: List[Tuple[Tensor, int, Tensor]] = []
+        self._rates: Dict[Tuple[float, int], Tensor] = {}
+        self._decayed: List[Tuple[Counted, Tensor, Counted]] = []
+        self._faded: List[Tuple[Tensor, Tensor, Faded]] = []
 
     def none(self) -> Tensor:
         """What was counted before the first position, ``[B]``."""
@@ -128,6 +147,32 @@ class Steps:
             steps = steps if before is None else steps + before.unsqueeze(1)
         found = Counted.of(steps, self._dtype)
         self._known.append((before, found))
+        return found
+
+    def rates(self, fastest: float, heads: int) -> Tensor:
+        """:func:`luna_fairseq.ops.decay.decay_rates`, ``[H, 1, 1]``."""
+        if (fastest, heads) not in self._rates:
+            self._rates[fastest, heads] = decay_rates(fastest, heads, self._device, self._dtype)
+        return self._rates[fastest, heads]
+
+    def decayed(self, counted: Counted, rates: Tensor) -> Counted:
+        """The same count with the means of heads that forget."""
+        for plain, of, found in self._decayed:
+            if plain is counted and of is rates:
+                return found
+        found = counted._replace(mean=decayed_mean(rates, counted.steps))
+        self._decayed.append((counted, rates, found))
+        return found
+
+    def faded(self, before: Tensor, counted: Counted, rates: Tensor) -> Faded:
+        """What is left of what lies behind, by the number of real positions in between."""
+        for known, of, found in self._faded:
+            if known is before and of is rates:
+                return found
+        last = counted.last[:, None]
+        counts = (counted.steps - before[:, None], last - counted.steps, last - before[:, None])
+        found = Faded(*(left_after(rates, count) for count in counts))
+        self._faded.append((before, rates, found))
         return found
 
     def scale(self, counted: Counted, head_dim: int) -> Tensor:
@@ -168,22 +213,43 @@ class CausalState(NamedTuple):
         return cls(key_sum, value_sum, steps)
 
 
-def _add(total: Tensor, pack_weights: Tensor, x: Tensor, overwrite: bool) -> Tensor:
-    """``total + sum_s a_s x_s^T``; in one pass for one position, and in the place of ``total`` if that is allowed."""
+def _add(total: Tensor, pack_weights: Tensor, x: Tensor, overwrite: bool, faded: Optional[Faded]) -> Tensor:
+    """``total + sum_s a_s x_s^T``; in one pass for one position, and in the place of ``total`` if that is allowed.
+
+    With a decay it is what is left of these.
+    """
     if x.size(2) != 1:
+        if faded is not None:
+            total, pack_weights = total * faded.whole, pack_weights * faded.until
         return total + pack_weights.mT @ x
     if overwrite and not torch.is_grad_enabled() and total.is_inference() == torch.is_inference_mode_enabled():
+        total = total if faded is None else total.mul_(faded.whole)
         return total.addcmul_(pack_weights.mT, x)
-    return torch.addcmul(total, pack_weights.mT, x)
+    return torch.addcmul(total if faded is None else total * faded.whole, pack_weights.mT, x)
+
+
+class _Behind(NamedTuple):
+    """What positions that follow others multiply their products by.
+
+    Attributes:
+        scale: of the result, ``[B, 1 or H, N, 1]``.
+        faded: by how much the sums before them and they themselves have faded, or None.
+        rates: at which they fade, ``[H, 1, 1]``, or None.
+    """
+
+    scale: Tensor
+    faded: Optional[Faded] = None
+    rates: Optional[Tensor] = None
 
 
 def _continued_products(
-    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, before: Tensor, after: Tensor
+    query: Tensor, key: Tensor, value: Tensor, behind: _Behind, before: Tensor, after: Tensor
 ) -> Tensor:
     """:func:`causal_products` behind earlier positions, whose ``k^T v`` is ``before``; with these it is ``after``."""
     if query.size(2) == 1:  # one step of decoding
-        return query @ after * scale
-    return query @ before * scale + causal_products(query, key, value, scale)
+        return query @ after * behind.scale
+    of_before = behind.scale if behind.faded is None else behind.scale * behind.faded.since
+    return query @ before * of_before + causal_products(query, key, value, behind.scale, behind.rates)
 
 
 def additive_mask(mask: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor]:
@@ -203,7 +269,7 @@ def _continued_scores(
     query: Tensor,
     key: Tensor,
     pack_weights: Tensor,
-    scale: Tensor,
+    behind: _Behind,
     packed_mask: Optional[Tensor],
     before: Tensor,
     after: Tensor,
@@ -211,11 +277,12 @@ def _continued_scores(
     """The scores of rows of P behind earlier positions; -inf for those that do not belong to the sentence."""
     mask = additive_mask(packed_mask, query.dtype)
     if mask is None:
-        return _continued_products(query, key, pack_weights, scale, before, after)
+        return _continued_products(query, key, pack_weights, behind, before, after)
     if query.size(2) == 1:
-        products, factor = query @ after, scale
+        products, factor = query @ after, behind.scale
     else:
-        products, factor = _continued_products(query, key, pack_weights, scale, before, after), scale.new_ones(1)
+        products = _continued_products(query, key, pack_weights, behind, before, after)
+        factor = behind.scale.new_ones(1)
     sentences = mask.size(0), products.size(0) // max(1, mask.size(0))
     by_sentence = products.unflatten(0, sentences)
     if factor.dim() > 1:
@@ -236,6 +303,7 @@ def causal_luna_attention(
     state: Optional[CausalState] = None,
     steps: Optional[Steps] = None,
     overwrite: bool = False,
+    decay: float = 0.0,
 ) -> Tuple[Tensor, Optional[CausalState]]:
     """Causal Luna attention over positions that follow those of ``state``.
 
@@ -254,13 +322,15 @@ def causal_luna_attention(
         packed_mask: ``[B, 1, 1, L]`` bool, True = a row of P that belongs to the sentence, or None; with a state
             also ``[S, 1, 1, L]``, if every sentence has B / S consecutive rows, and as what is added to scores
             (:func:`additive_mask`).
-        padding_mask: ``[B, N]`` bool, True = padding: adds nothing to the sums and is not counted.
+        padding_mask: ``[B, N]`` bool, True = padding: adds nothing to the sums and is not counted. With a decay it
+            lies before or behind the other positions of a sentence, not between them.
         pack_dropout: probability for the pack weights; one mask, shared by both sums.
         unpack_dropout: probability for ``p_t``.
         state: what earlier positions left (:meth:`CausalState.start` before the first), or None if no
             positions will follow.
         steps: the positions, counted for several layers; of the same ``padding_mask``. Counted here if it is None.
         overwrite: the sums of ``state`` are read by nobody else, and may become those of the result.
+        decay: the rate at which the first head forgets (:mod:`luna_fairseq.ops.decay`); 0 for plain means.
 
     Returns:
         ``[B, H, N, K]`` in the dtype of ``value``, and the state after the last position, or None if none
@@ -277,7 +347,7 @@ def causal_luna_attention(
             raise ValueError("the state holds one sum for keys and values: start it with tie_kv=False")
         batch, _, length, head_dim = query.shape
         one_step = state is not None and length == 1  # a few small products
-        if not one_step and (kernels := fused.kernels(query, key, value, pack_weights.size(-1))):
+        if not one_step and not decay and (kernels := fused.kernels(query, key, value, pack_weights.size(-1))):
             mask = None if packed_mask is None else _for_all_rows(packed_mask, batch)
             options = (mask, padding_mask, pack_dropout, unpack_dropout, state, steps)
             return kernels.causal_luna_attention(query, key, value, pack_weights, *options)
@@ -289,17 +359,24 @@ def causal_luna_attention(
         if steps is None:
             steps = Steps(batch, length, padding_mask, query.device, wide)
         counted = steps.after(None if state is None else state.steps)
+        rates: Optional[Tensor] = None
+        if decay:
+            rates = steps.rates(decay, query.size(1))
+            counted = steps.decayed(counted, rates)
         mean = counted.mean.to(wide)
         if state is None:
-            return both_sums(query, key, value, pack_weights, mean, packed_mask, unpack_dropout), None
+            return both_sums(query, key, value, pack_weights, mean, packed_mask, unpack_dropout, rates), None
         query, key, pack_weights = (t.to(wide) for t in (query, key, pack_weights))
         value = key if tie_kv else value.to(wide)
-        key_sum = _add(state.key_sum, pack_weights, key, overwrite)
-        scale = steps.scale(counted, head_dim).to(wide)
-        scores = _continued_scores(query, key, pack_weights, scale, packed_mask, state.key_sum.mT, key_sum.mT)
+        faded = None if rates is None else steps.faded(state.steps, counted, rates)
+        key_before, value_before = state.key_sum, state.value_sum
+        key_sum = _add(key_before, pack_weights, key, overwrite, faded)
+        behind = _Behind(steps.scale(counted, head_dim).to(wide), faded, rates)
+        scores = _continued_scores(query, key, pack_weights, behind, packed_mask, key_before.mT, key_sum.mT)
         unpack_weights = torch.softmax(scores, dim=-1)
         if unpack_dropout > 0.0:
             unpack_weights = F.dropout(unpack_weights, unpack_dropout)
-        value_sum = key_sum if tie_kv else _add(state.value_sum, pack_weights, value, overwrite)
-        out = _continued_products(unpack_weights, pack_weights, value, mean, state.value_sum, value_sum)
+        value_sum = key_sum if tie_kv else _add(value_before, pack_weights, value, overwrite, faded)
+        behind = behind._replace(scale=mean)
+        out = _continued_products(unpack_weights, pack_weights, value, behind, value_before, value_sum)
         return out.to(out_dtype), CausalState(key_sum, value_sum, counted.last)

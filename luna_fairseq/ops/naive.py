@@ -72,6 +72,7 @@ def naive_causal_luna(
     pack_weights: Tensor,
     packed_padding: Optional[Tensor] = None,
     padding: Optional[Tensor] = None,
+    rate: float = 0.0,
 ) -> Tensor:
     """Causal Luna attention (section 3.3), by two running sums.
 
@@ -81,19 +82,21 @@ def naive_causal_luna(
         pack_weights: ``[N, L]``.
         packed_padding: ``[L]`` bool, True = not a row of this sentence's P, or None.
         padding: ``[N]`` bool, True = padding, or None.
+        rate: at which the head forgets (not in the paper): sums shrink by ``exp(-rate)`` with every real position.
 
     Returns:
         ``[N, K]``; zero before the first real position.
     """
     key_sum = query.new_zeros(key.size(1), pack_weights.size(1))
     value_sum = query.new_zeros(pack_weights.size(1), value.size(1))
-    count = 0
+    count = 0.0
     rows = []
     for t in range(query.size(0)):
         if padding is None or not padding[t]:
-            count += 1
-            key_sum = key_sum + torch.outer(key[t], pack_weights[t])
-            value_sum = value_sum + torch.outer(pack_weights[t], value[t])
+            left = math.exp(-rate)
+            count = left * count + 1
+            key_sum = left * key_sum + torch.outer(key[t], pack_weights[t])
+            value_sum = left * value_sum + torch.outer(pack_weights[t], value[t])
         scores = query[t] @ key_sum / math.sqrt(query.size(1)) / max(count, 1)
         if packed_padding is not None:
             scores = scores.masked_fill(packed_padding, float("-inf"))

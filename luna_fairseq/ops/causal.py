@@ -347,9 +347,11 @@ def causal_luna_attention(
             raise ValueError("the state holds one sum for keys and values: start it with tie_kv=False")
         batch, _, length, head_dim = query.shape
         one_step = state is not None and length == 1  # a few small products
-        if not one_step and not decay and (kernels := fused.kernels(query, key, value, pack_weights.size(-1))):
+        # Kernels let a state fade by positions, real or not.
+        fits = not one_step and not (decay and state is not None and padding_mask is not None)
+        if fits and (kernels := fused.kernels(query, key, value, pack_weights.size(-1))):
             mask = None if packed_mask is None else _for_all_rows(packed_mask, batch)
-            options = (mask, padding_mask, pack_dropout, unpack_dropout, state, steps)
+            options = (mask, padding_mask, pack_dropout, unpack_dropout, state, steps, decay)
             return kernels.causal_luna_attention(query, key, value, pack_weights, *options)
 
         if pack_dropout > 0.0:

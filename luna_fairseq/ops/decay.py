@@ -15,7 +15,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-SPAN = 25.0  # the fastest rate of a model over the slowest
+SPAN = 32.0  # the fastest rate of a model over the slowest
 
 
 def decay_rates(fastest: float, heads: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -104,15 +104,21 @@ def compare(launch: ModuleType, device: torch.device, dtype: torch.dtype, rows: 
 def _differences(
     launch: ModuleType, device: torch.device, dtype: torch.dtype, rows: int, head_dim: int
 ) -> Optional[str]:
-    for tied in (True, False):
-        wrong = _difference(launch, device, dtype, rows, head_dim, tied)
+    for tied, decay in ((True, 0.0), (False, 0.0), (False, 0.7)):
+        wrong = _difference(launch, device, dtype, rows, head_dim, tied, decay)
         if wrong is not None:
             return f"{dtype}, l = {rows}, heads of {head_dim}: off by {wrong:.1g}"
     return None
 
 
 def _difference(
-    launch: ModuleType, device: torch.device, dtype: torch.dtype, rows: int, head_dim: int, tied: bool
+    launch: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    head_dim: int,
+    tied: bool,
+    decay: float,
 ) -> Optional[float]:
     from luna_fairseq.ops import causal
 
@@ -129,7 +135,9 @@ def _difference(
     for form, kind in ((launch, dtype), (causal, torch.float32)):
         query, key, value, packed = inputs = [x.to(kind, copy=True).requires_grad_() for x in drawn]
         weights = form.causal_pack_weights(key, packed * head_dim**-0.5, activation)
-        options = dict(packed_mask=packed_mask, padding_mask=None, pack_dropout=0.0, unpack_dropout=0.0, state=None)
+        options = dict(
+            packed_mask=packed_mask, padding_mask=None, pack_dropout=0.0, unpack_dropout=0.0, state=None, decay=decay
+        )
         out, _ = form.causal_luna_attention(query, key, key if tied else value, weights, **options)
         grads = torch.autograd.grad(out, inputs, slope.to(kind), allow_unused=True)
         results.append([out, *(grad for grad in grads if grad is not None)])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from luna_fairseq import ops
 from luna_fairseq.ops import blocks as blocks_of
+from luna_fairseq.ops.decay import SPAN
 from luna_fairseq.ops.naive import naive_causal_luna
 from support.models import assert_close, assert_grads_close
 from support.tensors import leaves, padding_mask
@@ -26,13 +27,19 @@ def _causal_inputs(length: int, packed: int, dtype: torch.dtype) -> Dict[str, Te
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("masks", ["none", "packed", "left", "right"])
+@pytest.mark.parametrize(
+    ("masks", "decay"),
+    [("none", 0.0), ("packed", 0.0), ("left", 0.0), ("right", 0.0), ("packed", 5.0), ("left", 0.02)],
+)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks: str, dtype: torch.dtype) -> None:
+def test_causal_attention_is_the_formula_with_every_gradient(
+    length: int, masks: str, decay: float, dtype: torch.dtype
+) -> None:
     inputs = _causal_inputs(length, 4, dtype)
     packed_padding = padding_mask(2, 4, 5, "right") if masks == "packed" else None
     padding = padding_mask(2, length, 6, masks) if masks in ("left", "right") else None
     activation = ops.CAUSAL_ACTIVATIONS["softplus"]
+    rates = ops.decay_rates(decay, 3, torch.device("cpu"), torch.float64).flatten().tolist()
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(2, 3, length, 5, dtype=torch.float64, generator=generator)
     if padding is not None:
@@ -44,7 +51,7 @@ def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks:
         args = (leaves["query"], leaves["key"], leaves["value"], a)
         if fast:
             out, state = ops.causal_luna_attention(
-                *args, packed_mask=ops.key_mask(packed_padding), padding_mask=padding
+                *args, packed_mask=ops.key_mask(packed_padding), padding_mask=padding, decay=decay
             )
             assert state is None
         else:
@@ -56,6 +63,7 @@ def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks:
                                 *(t[b, h] for t in args),
                                 None if packed_padding is None else packed_padding[b],
                                 None if padding is None else padding[b],
+                                rates[h],
                             )
                             for h in range(3)
                         ]
@@ -80,22 +88,33 @@ def test_causal_attention_is_the_formula_with_every_gradient(length: int, masks:
 
 @pytest.mark.parametrize("rows", [1, 2 * 64 * 3, 2 * 256 * 3, 10**9], ids=["chunk", "chunks", "sentences", "all"])
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize(("length", "dims", "chunk"), [(30, (4, 6), 32), (200, (4, 6), 32), (200, (64, 80), 64)])
 def test_sums_are_the_same_whatever_the_blocks(
-    length: int, dims: Tuple[int, int], chunk: int, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
+    length: int,
+    dims: Tuple[int, int],
+    chunk: int,
+    decay: float,
+    device: str,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also those of a GPU, computed here."""
+    """Also those of a GPU, computed here; of heads that forget, too."""
     monkeypatch.setattr(blocks_of, "_CPU_BLOCK", rows * sum(dims))
     monkeypatch.setattr(blocks_of, "_LEAST_CHUNKS", 1)
+    monkeypatch.setattr(blocks_of, "_GROUP", 3)
     monkeypatch.setattr(blocks_of, "on_cpu", lambda _: device == "cpu")
     dim, value_dim = dims
     inputs = leaves((5, 3, length, dim), (5, 3, length, dim), (5, 3, length, value_dim))
     assert blocks_of.chunk_length(*dims) == chunk
     scale, weight = torch.rand(5, 1, length, 1).double(), torch.randn(5, 3, length, value_dim).double()
+    rates = ops.decay_rates(decay, 3, torch.device("cpu"), torch.float64)
     with torch.autocast("cpu"):  # of no effect
-        got = ops.causal_products(*inputs, scale)
+        got = ops.causal_products(*inputs, scale, rates if decay else None)
     query, key, value = inputs
-    want = scale * ((query @ key.mT).tril() @ value)
+    at = torch.arange(length)
+    left = torch.exp(-rates * (at[:, None] - at).clamp(min=0))
+    want = scale * (((query @ key.mT) * left).tril() @ value)
     assert_close(got, want, "output", rel=1e-12)
     grads = (torch.autograd.grad(out, inputs, weight) for out in (got, want))
     for name, *pair in zip(("query", "key", "value"), *grads, strict=True):
@@ -153,10 +172,14 @@ def test_results_lie_as_projections_read_them() -> None:
         assert x.transpose(1, 2).is_contiguous()
 
 
-@pytest.mark.parametrize("masks", ["none", "packed", "left", "right"])
+@pytest.mark.parametrize(
+    ("masks", "decay"), [("none", 0.0), ("packed", 0.0), ("left", 0.0), ("right", 0.0), ("left", 0.4)]
+)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("length", [1, 4, 7])
-def test_second_derivatives(length: int, tied: bool, masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_derivatives(
+    length: int, tied: bool, masks: str, decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With all the gradients exact, in one product and in chunks, whose last one is not full."""
     monkeypatch.setattr(blocks_of, "SINGLE_PRODUCT", 4)
     monkeypatch.setattr(blocks_of, "chunk_length", lambda *_: 2)
@@ -173,6 +196,7 @@ def test_second_derivatives(length: int, tied: bool, masks: str, monkeypatch: py
             ops.CAUSAL_ACTIVATIONS["softplus"](scores),
             packed_mask=ops.key_mask(packed_padding),
             padding_mask=padding,
+            decay=decay,
         )[0]
 
     inputs = (query, scores, key) if tied else (query, scores, key, value)
@@ -184,23 +208,65 @@ def test_second_derivatives(length: int, tied: bool, masks: str, monkeypatch: py
         assert_close(got, want, "first derivative", rel=1e-12)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1, 1], [2, 2, 2], [1, 2, 3], [3, 2, 1]], ids=str)
-def test_every_part_continues_the_sums(parts: List[int]) -> None:
+@torch.no_grad()
+def test_every_part_continues_the_sums(parts: List[int], overwrite: bool, decay: float) -> None:
     """The state of one or several positions at a time, against the formula."""
+    rates = ops.decay_rates(decay, 3, torch.device("cpu"), torch.float64).flatten().tolist()
     query, key, value, scores = _causal_inputs(6, 4, torch.float64).values()
     weights = ops.CAUSAL_ACTIVATIONS["softplus"](scores)
     state = ops.CausalState.start(torch.zeros(2, 3, 4, 5, dtype=torch.float64), 2, tie_kv=False)
     outs = []
     for part in zip(*(t.split(parts, dim=2) for t in (query, key, value, weights)), strict=True):
-        out, new_state = ops.causal_luna_attention(*part, state=state)
+        out, new_state = ops.causal_luna_attention(*part, state=state, overwrite=overwrite, decay=decay)
         assert new_state is not None
         outs.append(out)
         state = new_state
     got = torch.cat(outs, dim=2)
     for b, h in itertools.product(range(2), range(3)):
-        want = naive_causal_luna(query[b, h], key[b, h], value[b, h], weights[b, h])
+        want = naive_causal_luna(query[b, h], key[b, h], value[b, h], weights[b, h], rate=rates[h])
         assert_close(got[b, h], want, f"parts {parts}", rel=1e-10)
     assert state.steps.tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padding_makes_nobody_forget(side: str) -> None:
+    """Whatever part it is in: a sentence leaves what it leaves alone, and its positions see what they see alone."""
+    inputs = [x.detach() for x in leaves(*[(1, 3, 9, 5)] * 3, (1, 3, 9, 4))]
+    inputs[3] = inputs[3].exp()
+    start = ops.CausalState.start(torch.zeros(1, 3, 4, 5, dtype=torch.float64), 1, tie_kv=False)
+    want = ops.causal_luna_attention(*inputs, state=start, decay=0.5)
+    for pads in (1, 3):
+        fill = torch.randn(1, 3, pads, 5, dtype=torch.float64)
+        parts = [[x[:, :, :4], x[:, :, 4:]] for x in inputs]
+        state, outs = start, []
+        for number in (0, 1):
+            part = [pair[number] for pair in parts]
+            pieces = [[fill[..., : x.size(-1)], x] if side == "left" else [x, fill[..., : x.size(-1)]] for x in part]
+            padding = torch.zeros(1, part[0].size(2) + pads, dtype=torch.bool)
+            real = slice(pads, None) if side == "left" else slice(None, -pads)
+            padding[:, :pads] = side == "left"
+            padding[:, -pads:] = padding[:, -pads:] | (side == "right")
+            padded = [torch.cat(piece, dim=2) for piece in pieces]
+            out, state = ops.causal_luna_attention(*padded, padding_mask=padding, state=state, decay=0.5)
+            outs.append(out[:, :, real])
+        assert_close(torch.cat(outs, dim=2), want[0], "output", rel=1e-12)
+        for got, expected in zip(state[:2], want[1][:2], strict=True):
+            assert_close(got, expected, "state", rel=1e-12)
+
+
+def test_rates_of_heads() -> None:
+    """From the first head's down by equal factors; a single head has the first one's."""
+    for heads in (1, 2, 8):
+        rates = ops.decay_rates(5.0, heads, torch.device("cpu"), torch.float64)
+        assert rates.shape == (heads, 1, 1) and rates[0].item() == 5.0
+        if heads > 1:
+            assert rates[-1].item() == pytest.approx(5.0 / SPAN)
+            shares = rates[1:] / rates[:-1]
+            assert shares.max().item() == pytest.approx(shares.min().item())
 
 
 def test_elu_activation_is_one_plus_elu() -> None:

@@ -95,16 +95,19 @@ def check(got: Dict[str, Tensor], want: Dict[str, Tensor], rel: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "rows", "tied", "masks"),
+    ("length", "rows", "tied", "masks", "decay"),
     [
-        (1, 1, True, "none"),
-        (CHUNK + 3, 5, False, "packed"),
-        pytest.param(2 * CHUNK + 9, 17, True, "left", marks=pytest.mark.long),
-        pytest.param(2 * CHUNK, 16, False, "right", marks=pytest.mark.long),
-        pytest.param(CHUNK - 1, 33, True, "packed", marks=pytest.mark.long),
+        (1, 1, True, "none", 0.0),
+        (CHUNK + 3, 5, False, "packed", 0.0),
+        (CHUNK + 3, 5, True, "packed", 0.2),
+        pytest.param(2 * CHUNK + 9, 17, True, "left", 0.0, marks=pytest.mark.long),
+        pytest.param(2 * CHUNK + 9, 17, False, "left", 0.01, marks=pytest.mark.long),
+        pytest.param(2 * CHUNK, 16, False, "right", 0.0, marks=pytest.mark.long),
+        pytest.param(CHUNK - 1, 33, True, "packed", 0.0, marks=pytest.mark.long),
+        pytest.param(CHUNK - 1, 33, False, "packed", 5.0, marks=pytest.mark.long),
     ],
 )
-def test_the_kernels_are_the_formula(length: int, rows: int, tied: bool, masks: str) -> None:
+def test_the_kernels_are_the_formula(length: int, rows: int, tied: bool, masks: str, decay: float) -> None:
     """One position at a time, in float64: output and every gradient."""
     batch, heads, dim = 2, 1, 20
     given = inputs(batch, heads, length, dim, rows)
@@ -113,7 +116,7 @@ def test_the_kernels_are_the_formula(length: int, rows: int, tied: bool, masks: 
     slope = torch.randn(batch, heads, length, dim, generator=torch.Generator().manual_seed(1))
     if padding is not None:
         slope = slope.masked_fill(padding[:, None, :, None], 0.0)
-    options = dict(packed_mask=ops.key_mask(packed_padding), padding_mask=padding)
+    options = dict(packed_mask=ops.key_mask(packed_padding), padding_mask=padding, decay=decay)
     got = run(given, torch.float32, tied, True, slope, **options)
 
     x = {name: tensor.to(torch.float64, copy=True).requires_grad_() for name, tensor in given.items()}
@@ -127,6 +130,7 @@ def test_the_kernels_are_the_formula(length: int, rows: int, tied: bool, masks: 
                 *(one[0] for one in each),
                 None if packed_padding is None else packed_padding[b],
                 None if padding is None else padding[b],
+                decay,
             )[None]
             for b, each in enumerate(rows_of)
         ]
@@ -140,27 +144,32 @@ def test_the_kernels_are_the_formula(length: int, rows: int, tied: bool, masks: 
 
 @pytest.mark.parametrize("activation", ["softplus", pytest.param("elu", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("shape", "dtype", "tied"),
+    ("shape", "dtype", "tied", "decay"),
     [
-        ((1, 2, 40, 16, 16), torch.bfloat16, True),
-        pytest.param((1, 2, 150, 64, 16), torch.bfloat16, False, marks=pytest.mark.long),
-        pytest.param((1, 1, 150, 48, 33), torch.float16, True, marks=pytest.mark.long),
-        pytest.param((1, 1, 35, 128, 40), torch.float32, True, marks=pytest.mark.long),
+        ((1, 2, 40, 16, 16), torch.bfloat16, True, 0.0),
+        pytest.param((1, 2, 150, 64, 16), torch.bfloat16, False, 0.0, marks=pytest.mark.long),
+        pytest.param((1, 2, 1100, 16, 16), torch.bfloat16, False, 0.1, marks=pytest.mark.long),
+        pytest.param((1, 1, 150, 48, 33), torch.float16, True, 0.0, marks=pytest.mark.long),
+        pytest.param((1, 1, 35, 128, 40), torch.float32, True, 0.0, marks=pytest.mark.long),
+        pytest.param((1, 3, 600, 20, 5), torch.float32, True, 0.3, marks=pytest.mark.long),
     ],
 )
-def test_every_type_and_size(shape: Tuple[int, ...], dtype: torch.dtype, tied: bool, activation: str) -> None:
+def test_every_type_and_size(
+    shape: Tuple[int, ...], dtype: torch.dtype, tied: bool, decay: float, activation: str
+) -> None:
     """Against the torch form in float64, which the tests of test_causal.py hold to the formula."""
     given = inputs(*shape)
     slope = torch.randn(shape[:4], generator=torch.Generator().manual_seed(1)).to(dtype)
-    got, want = (run(given, dtype, tied, kernels, slope, activation) for kernels in (True, False))
+    got, want = (run(given, dtype, tied, kernels, slope, activation, decay=decay) for kernels in (True, False))
     assert got["output"].dtype == dtype and got["output"].transpose(1, 2).is_contiguous()
     check(got, want, rel={torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}[dtype])
 
 
 @pytest.mark.parametrize("padded", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("length", [1, pytest.param(CHUNK + 5, marks=pytest.mark.long)])
-def test_a_state_is_continued_with_every_gradient(length: int, tied: bool, padded: bool) -> None:
+def test_a_state_is_continued_with_every_gradient(length: int, decay: float, tied: bool, padded: bool) -> None:
     """Output, new state, and the gradients of both sums of the old one."""
     batch, heads, dim, rows = 2, 2, 20, 7
     given = inputs(batch, heads, length, dim, rows)
@@ -178,7 +187,8 @@ def test_a_state_is_continued_with_every_gradient(length: int, tied: bool, padde
         weights = F.softplus(x["context"] @ x["packed"].mT)
         old = ops.CausalState(x["key_sum"], x["key_sum" if tied else "value_sum"], torch.tensor([3, 11]))
         value = x["key"] if tied else x["value"]
-        out, new = ops.causal_luna_attention(x["query"], x["key"], value, weights, padding_mask=padding, state=old)
+        options = dict(padding_mask=padding, state=old, decay=decay)
+        out, new = ops.causal_luna_attention(x["query"], x["key"], value, weights, **options)
         assert (new.key_sum is new.value_sum) == tied
         found = (out, *new[:2])
         sum((part.double() * slope).sum() for part, slope in zip(found, slopes, strict=True)).backward()
@@ -205,7 +215,7 @@ def test_what_kernels_keep_is_what_dropout_would(monkeypatch: pytest.MonkeyPatch
     ones = torch.ones(batch, heads, length, rows)
     masks = []
     for rate, seed in zip(p, seeds, strict=True):
-        call = launch._Call(given["query"], given["key"], None, ones, None, None, None, (rate, seed, 0.0, 0))
+        call = launch._Call(given["query"], given["key"], None, ones, None, None, None, (rate, seed, 0.0, 0), None)
         masks.append(call.sums()[0].view(batch, heads, length, rows))
     for rate, mask in zip(p, masks, strict=True):
         assert set(mask.unique().tolist()) == {0.0, torch.tensor(1 / (1 - rate)).item()}

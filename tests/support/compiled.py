@@ -21,7 +21,9 @@ from triton.compiler import ASTSource
 from luna_fairseq.ops.triton import kernels, launch
 
 KERNELS = "chunk_sums running_sums unpack query_gradient key_gradient pack_weights pack_gradient".split()
-COUNTS = "H N n has_sums has_counts has_mask has_start untied seed first step size groups each softplus".split()
+COUNTS = (
+    "H N n has_sums has_counts has_mask has_start has_decay untied seed first step size groups each softplus".split()
+)
 OF_MODEL = "query key value out grad d_query d_key d_value context packed d_context".split()
 MULTIPLIED = "dropped unpacked d_scores".split()
 POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
@@ -39,7 +41,7 @@ def compiled(name: str, arch: int, dtype: str) -> Dict[str, Any]:
     if name == "pack_gradient":
         types["grad"] = "*fp32"
     if name == "running_sums":
-        chosen, options = dict(zip("TE", launch.SCAN_TILE, strict=True)), {"num_warps": 4}
+        chosen, options = dict(zip("TEC", (*launch.SCAN_TILE, config.chunk), strict=True)), {"num_warps": 4}
     signature: Dict[str, str] = {}
     constants: Dict[Any, Any] = {}
     aligned: Dict[Any, Any] = {}

@@ -43,12 +43,49 @@ def _kept(seed, p, bh, at, own, rows, N, L):
 
 
 @triton.jit
-def _mean(counts, has_counts, b, at, own, left, N):
-    """1 over the number of real positions so far; no position has fewer than one."""
+def _rate(rates, has_decay, h):
+    """At which a head forgets; 0 where none does."""
+    rate = 0.0
+    if has_decay:
+        rate = tl.load(rates + h)
+    return rate
+
+
+@triton.jit
+def _without_exp(x):
+    """``1 - exp(-x)`` for x from 0 on, with all digits where x is small."""
+    small = 1.0 - x / 3.0 * (1.0 - x / 4.0 * (1.0 - x / 5.0 * (1.0 - x / 6.0 * (1.0 - x / 7.0))))
+    return tl.where(x < 0.3, x * (1.0 - x / 2.0 * small), 1.0 - tl.exp(-x))
+
+
+@triton.jit
+def _mean(counts, has_counts, rate, b, at, own, left, N):
+    """1 over the number of real positions so far, or over what a head has not forgotten of them; at least one."""
     count = (at + own + 1).to(tl.int32)
     if has_counts:
         count = tl.load(counts + b * N + at + own, mask=own < left, other=1)
-    return 1.0 / tl.maximum(count, 1).to(tl.float32)
+    number = tl.maximum(count, 1).to(tl.float32)
+    if rate > 0.0:
+        number = _without_exp(rate * number) / _without_exp(rate)
+    return 1.0 / number
+
+
+@triton.jit
+def _since(rate, own):
+    """What is left, at each position, of the sums before the chunk: ``[C, 1]``."""
+    return tl.exp(-rate * (own + 1).to(tl.float32))[:, None]
+
+
+@triton.jit
+def _until(rate, own, left, C: tl.constexpr):
+    """What is left of each position behind the last one of the chunk: ``[C, 1]``."""
+    return tl.exp(-rate * tl.maximum(tl.minimum(left, C) - 1 - own, 0).to(tl.float32))[:, None]
+
+
+@triton.jit
+def _left(pairs, rate, later, earlier):
+    """Pairs of positions, times what is left of the earlier one at the later one; 0 where it is the later one."""
+    return tl.where(later >= earlier, pairs * tl.exp(-rate * tl.maximum(later - earlier, 0).to(tl.float32)), 0.0)
 
 
 @triton.jit
@@ -110,11 +147,11 @@ def _highest(highest, scores):
     return highest, tl.where(highest == float("-inf"), 0.0, highest)
 
 
-@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "untied", "seed"])
+@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "untied", "has_decay", "seed"])
 def chunk_sums(
-    key, value, weights, dropped, key_sums, value_sums,
+    key, value, weights, dropped, key_sums, value_sums, rates,
     key_b, key_h, key_n, value_b, value_h, value_n, weights_b, weights_h, weights_n,
-    H, N, L, K, n, has_sums, untied, p, seed,
+    H, N, L, K, n, has_sums, untied, has_decay, p, seed,
     C: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """Drop pack weights; the sums of ``a k^T`` and ``a v^T`` over each chunk, behind the place of the first one."""
@@ -125,13 +162,14 @@ def chunk_sums(
     place = (bh * (n + 1) + pid % n + 1) * L * K
     key, value = _place(key, b, h, at, key_b, key_h, key_n), _place(value, b, h, at, value_b, value_h, value_n)
     weights, dropped = _place(weights, b, h, at, weights_b, weights_h, weights_n), dropped + (bh * N + at) * L
+    until = _until(_rate(rates, has_decay, h), own, left, C)
     for first in range(0, L, BL):
         rows = first + tl.arange(0, BL)
         a = _tile(weights, own, weights_n, rows, left, L)
         if p > 0.0:
             a = a * _kept(seed, p, bh, at, own, rows, N, L)
-        a = a.to(OP)
         _put(dropped, own, L, rows, left, L, a)
+        a = (a.to(OP) * until).to(OP)
         if has_sums:
             for column in range(0, K, BK):
                 columns = column + tl.arange(0, BK)
@@ -142,14 +180,25 @@ def chunk_sums(
                     _put(value_sums + place, rows, K, columns, L, K, tl.dot(tl.trans(a), v, input_precision=PREC))
 
 
-@triton.jit(do_not_specialize=["n", "size", "has_start", "first", "step"])
-def running_sums(sums, start, n, size, has_start, first, step, T: tl.constexpr, E: tl.constexpr):
+@triton.jit
+def _passed(number, step, n, N, C: tl.constexpr):
+    """How many positions lie before the place ``number`` steps from the first one; the last chunk may be short."""
+    return tl.where(step > 0, tl.minimum(number * C, N), tl.where(number > 0, N - (n - number) * C, 0))
+
+
+@triton.jit(do_not_specialize=["n", "size", "has_start", "first", "step", "H", "N", "has_decay"])
+def running_sums(
+    sums, start, rates, n, size, has_start, first, step, H, N, has_decay,
+    T: tl.constexpr, E: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     """In place, for each head: ``n + 1`` matrices of ``size`` numbers become their running sums.
 
-    They begin at ``start`` (0 if there is none) in the place ``first``, and go in steps of 1 or -1.
+    They begin at ``start`` (0 if there is none) in the place ``first``, and go in steps of 1 or -1. Heads that forget
+    keep of a sum what is left of it behind the positions of each step.
     """
     blocks = tl.cdiv(size, E)
     pid = tl.program_id(0).to(tl.int64)
+    rate = _rate(rates, has_decay, pid // blocks % H)
     bh, e = pid // blocks, ((pid % blocks) * E + tl.arange(0, E)).to(tl.int32)
     inside = e < size
     total = tl.zeros([E], tl.float32)
@@ -162,15 +211,24 @@ def running_sums(sums, start, n, size, has_start, first, step, T: tl.constexpr, 
         place = base[None, :] + (first + step * number)[:, None].to(tl.int64) * size
         there = (number[:, None] <= n) & inside[None, :]
         x = tl.load(place, mask=there, other=0.0)
-        tl.store(place, tl.cumsum(x, 0) + total[None, :], mask=there)
-        total += tl.sum(x, 0)
+        if has_decay:
+            passed = _passed(number, step, n, N, C)
+            kept = _left(tl.full([T, T], 1.0, tl.float32), rate, passed[:, None], passed[None, :])
+            kept = tl.where(number[:, None] >= number[None, :], kept, 0.0)
+            of_total = tl.exp(-rate * (passed - _passed(done, step, n, N, C)).to(tl.float32))
+            x = tl.dot(kept, x, input_precision="ieee") + of_total[:, None] * total[None, :]
+            tl.store(place, x, mask=there)
+            total = tl.sum(tl.where((number == tl.minimum(done + T, n))[:, None], x, 0.0), 0)
+        else:
+            tl.store(place, tl.cumsum(x, 0) + total[None, :], mask=there)
+            total += tl.sum(x, 0)
 
 
-@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "has_counts", "has_mask", "seed"])
+@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "has_counts", "has_mask", "has_decay", "seed"])
 def unpack(
-    query, key, value, dropped, key_sums, value_sums, counts, mask, unpacked, out,
+    query, key, value, dropped, key_sums, value_sums, counts, mask, rates, unpacked, out,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n, out_b, out_h, out_n,
-    H, N, L, K, n, has_sums, has_counts, has_mask, scale, p, seed,
+    H, N, L, K, n, has_sums, has_counts, has_mask, has_decay, scale, p, seed,
     C: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """``y_t``: both causal sums of a chunk with the softmax between them, which goes through ``unpacked``."""
@@ -178,14 +236,14 @@ def unpack(
     bh, at = pid // n, pid % n * C
     b, h = bh // H, bh % H
     own, left = tl.arange(0, C), (N - at).to(tl.int32)
-    causal = own[:, None] >= own[None, :]
+    rate = _rate(rates, has_decay, h)
     place = (bh * (n + 1) + pid % n) * L * K
-    mean = _mean(counts, has_counts, b, at, own, left, N)
+    mean = _mean(counts, has_counts, rate, b, at, own, left, N)
     query, key = _place(query, b, h, at, query_b, query_h, query_n), _place(key, b, h, at, key_b, key_h, key_n)
     value, out = _place(value, b, h, at, value_b, value_h, value_n), _place(out, b, h, at, out_b, out_h, out_n)
     dropped, unpacked = dropped + (bh * N + at) * L, unpacked + (bh * N + at) * L
     pairs = _products(query, query_n, key, key_n, own, left, K, C, BK, OP, PREC)
-    pairs = tl.where(causal, pairs, 0.0).to(OP)
+    pairs = _left(pairs, rate, own[:, None], own[None, :]).to(OP)
     highest = tl.full([C], float("-inf"), tl.float32)
     total = tl.zeros([C], tl.float32)
     # Twice through P: the softmax needs a sum over all rows first.
@@ -195,7 +253,9 @@ def unpack(
         a = _tile(dropped, own, L, rows, left, L)
         scores = tl.dot(pairs, a, input_precision=PREC)
         if has_sums:
-            scores += _by_sums(query, query_n, key_sums + place, own, rows, left, L, K, C, BL, BK, PREC)
+            scores += _since(rate, own) * _by_sums(
+                query, query_n, key_sums + place, own, rows, left, L, K, C, BL, BK, PREC
+            )
         scores = _closed(scores * (mean * scale)[:, None], mask, b, rows, L, has_mask)
         before = highest
         highest, finite = _highest(before, scores)
@@ -209,22 +269,22 @@ def unpack(
             _put(unpacked, own, L, rows, left, L, weights)
     tl.debug_barrier()  # below, the threads of this chunk read what others of it have written
     pairs = _products(unpacked, L, dropped, L, own, left, L, C, BL, OP, PREC)
-    pairs = tl.where(causal, pairs, 0.0).to(OP)
+    pairs = _left(pairs, rate, own[:, None], own[None, :]).to(OP)
     for first in range(0, K, BK):
         columns = first + tl.arange(0, BK)
         y = tl.dot(pairs, _tile(value, own, value_n, columns, left, K).to(OP), input_precision=PREC)
         if has_sums:
-            y += _of_sums(unpacked, value_sums + place, own, columns, left, L, K, C, BL, BK, PREC)
+            y += _since(rate, own) * _of_sums(unpacked, value_sums + place, own, columns, left, L, K, C, BL, BK, PREC)
         _put(out, own, out_n, columns, left, K, y * mean[:, None])
 
 
-@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "has_counts", "has_mask", "untied", "seed"])
+@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "has_counts", "has_mask", "untied", "has_decay", "seed"])
 def query_gradient(
-    query, key, value, dropped, key_sums, value_sums, counts, mask, grad,
+    query, key, value, dropped, key_sums, value_sums, counts, mask, rates, grad,
     d_query, unpacked, d_scores, key_later, value_later,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     grad_b, grad_h, grad_n, out_b, out_h, out_n,
-    H, N, L, K, n, has_sums, has_counts, has_mask, untied, scale, p, seed,
+    H, N, L, K, n, has_sums, has_counts, has_mask, untied, has_decay, scale, p, seed,
     C: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """The gradient of Q, and what the gradients of keys, values and pack weights need of this chunk.
@@ -237,18 +297,18 @@ def query_gradient(
     bh, at = pid // n, pid % n * C
     b, h = bh // H, bh % H
     own, left = tl.arange(0, C), (N - at).to(tl.int32)
-    causal = own[:, None] >= own[None, :]
+    rate = _rate(rates, has_decay, h)
     place = (bh * (n + 1) + pid % n) * L * K
-    mean = _mean(counts, has_counts, b, at, own, left, N)
+    mean = _mean(counts, has_counts, rate, b, at, own, left, N)
     query, key = _place(query, b, h, at, query_b, query_h, query_n), _place(key, b, h, at, key_b, key_h, key_n)
     value, grad = _place(value, b, h, at, value_b, value_h, value_n), _place(grad, b, h, at, grad_b, grad_h, grad_n)
     d_query = _place(d_query, b, h, at, out_b, out_h, out_n)
     dropped = dropped + (bh * N + at) * L
     unpacked, d_scores = unpacked + (bh * N + at) * L, d_scores + (bh * N + at) * L
     pairs = _products(query, query_n, key, key_n, own, left, K, C, BK, OP, PREC)
-    pairs = tl.where(causal, pairs, 0.0).to(OP)
+    pairs = _left(pairs, rate, own[:, None], own[None, :]).to(OP)
     d_pairs = _products(grad, grad_n, value, value_n, own, left, K, C, BK, OP, PREC)
-    d_pairs = tl.where(causal, d_pairs, 0.0).to(OP)
+    d_pairs = _left(d_pairs, rate, own[:, None], own[None, :]).to(OP)
     highest = tl.full([C], float("-inf"), tl.float32)
     total = tl.zeros([C], tl.float32)
     inner = tl.zeros([C], tl.float32)  # P times its gradient
@@ -260,8 +320,12 @@ def query_gradient(
         scores = tl.dot(pairs, a, input_precision=PREC)
         d_weights = tl.dot(d_pairs, a, input_precision=PREC)
         if has_sums:
-            scores += _by_sums(query, query_n, key_sums + place, own, rows, left, L, K, C, BL, BK, PREC)
-            d_weights += _by_sums(grad, grad_n, value_sums + place, own, rows, left, L, K, C, BL, BK, PREC)
+            scores += _since(rate, own) * _by_sums(
+                query, query_n, key_sums + place, own, rows, left, L, K, C, BL, BK, PREC
+            )
+            d_weights += _since(rate, own) * _by_sums(
+                grad, grad_n, value_sums + place, own, rows, left, L, K, C, BL, BK, PREC
+            )
         scores = _closed(scores * (mean * scale)[:, None], mask, b, rows, L, has_mask)
         d_weights = d_weights * mean[:, None]
         kept = tl.full([C, BL], 1.0, tl.float32)
@@ -281,20 +345,20 @@ def query_gradient(
             _put(unpacked, own, L, rows, left, L, weights * kept)
     tl.debug_barrier()  # below, the threads of this chunk read what others of it have written
     pairs = _products(d_scores, L, dropped, L, own, left, L, C, BL, OP, PREC)
-    pairs = tl.where(causal, pairs, 0.0).to(OP)
+    pairs = _left(pairs, rate, own[:, None], own[None, :]).to(OP)
     for first in range(0, K, BK):
         columns = first + tl.arange(0, BK)
         d_q = tl.dot(pairs, _tile(key, own, key_n, columns, left, K).to(OP), input_precision=PREC)
         if has_sums:
-            d_q += _of_sums(d_scores, key_sums + place, own, columns, left, L, K, C, BL, BK, PREC)
+            d_q += _since(rate, own) * _of_sums(d_scores, key_sums + place, own, columns, left, L, K, C, BL, BK, PREC)
             for row in range(0, L, BL):
                 rows = row + tl.arange(0, BL)
-                e = _tile(d_scores, own, L, rows, left, L)
+                e = (_tile(d_scores, own, L, rows, left, L) * _since(rate, own)).to(OP)
                 of_keys = tl.dot(
                     tl.trans(e), _tile(query, own, query_n, columns, left, K).to(OP), input_precision=PREC
                 )
                 g = (_tile(grad, own, grad_n, columns, left, K).to(tl.float32) * mean[:, None]).to(OP)
-                weights = _tile(unpacked, own, L, rows, left, L)
+                weights = (_tile(unpacked, own, L, rows, left, L) * _since(rate, own)).to(OP)
                 of_values = tl.dot(tl.trans(weights), g, input_precision=PREC)
                 if untied:
                     _put(value_later + place, rows, K, columns, L, K, of_values)
@@ -304,12 +368,13 @@ def query_gradient(
         _put(d_query, own, out_n, columns, left, K, d_q)
 
 
-@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "has_counts", "untied", "seed"])
+@triton.jit(do_not_specialize=["H", "N", "n", "has_sums", "has_counts", "untied", "has_decay", "seed"])
 def key_gradient(
-    query, key, value, dropped, counts, grad, unpacked, d_scores, key_later, value_later, d_key, d_value, d_weights,
+    query, key, value, dropped, counts, rates, grad, unpacked, d_scores,
+    key_later, value_later, d_key, d_value, d_weights,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     grad_b, grad_h, grad_n, out_b, out_h, out_n,
-    H, N, L, K, n, has_sums, has_counts, untied, p, seed,
+    H, N, L, K, n, has_sums, has_counts, untied, has_decay, p, seed,
     C: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """The gradients of K (with that of V if kv are tied), of V and of the pack weights."""
@@ -317,44 +382,52 @@ def key_gradient(
     bh, at = pid // n, pid % n * C
     b, h = bh // H, bh % H
     own, left = tl.arange(0, C), (N - at).to(tl.int32)
-    reverse = own[:, None] <= own[None, :]
+    rate = _rate(rates, has_decay, h)
     place = (bh * (n + 1) + pid % n + 1) * L * K
-    mean = _mean(counts, has_counts, b, at, own, left, N)
+    mean = _mean(counts, has_counts, rate, b, at, own, left, N)
     query, key = _place(query, b, h, at, query_b, query_h, query_n), _place(key, b, h, at, key_b, key_h, key_n)
     value, grad = _place(value, b, h, at, value_b, value_h, value_n), _place(grad, b, h, at, grad_b, grad_h, grad_n)
     d_key, d_value = _place(d_key, b, h, at, out_b, out_h, out_n), _place(d_value, b, h, at, out_b, out_h, out_n)
     dropped, d_weights = dropped + (bh * N + at) * L, d_weights + (bh * N + at) * L
     unpacked, d_scores = unpacked + (bh * N + at) * L, d_scores + (bh * N + at) * L
     kq = _products(key, key_n, query, query_n, own, left, K, C, BK, OP, PREC)
-    kq = tl.where(reverse, kq, 0.0).to(OP)
+    kq = _left(kq, rate, own[None, :], own[:, None]).to(OP)
     vg = _products(value, value_n, grad, grad_n, own, left, K, C, BK, OP, PREC)
-    vg = tl.where(reverse, vg * mean[None, :], 0.0).to(OP)
+    vg = _left(vg * mean[None, :], rate, own[None, :], own[:, None]).to(OP)
     for first in range(0, L, BL):
         rows = first + tl.arange(0, BL)
         e = _tile(d_scores, own, L, rows, left, L)
         weights = _tile(unpacked, own, L, rows, left, L)
         d_a = tl.dot(kq, e, input_precision=PREC) + tl.dot(vg, weights, input_precision=PREC)
         if has_sums:
-            d_a += _by_sums(key, key_n, key_later + place, own, rows, left, L, K, C, BL, BK, PREC)
+            d_a += _until(rate, own, left, C) * _by_sums(
+                key, key_n, key_later + place, own, rows, left, L, K, C, BL, BK, PREC
+            )
             if untied:
-                d_a += _by_sums(value, value_n, value_later + place, own, rows, left, L, K, C, BL, BK, PREC)
+                d_a += _until(rate, own, left, C) * _by_sums(
+                    value, value_n, value_later + place, own, rows, left, L, K, C, BL, BK, PREC
+                )
         if p > 0.0:
             d_a = d_a * _kept(seed, p, bh, at, own, rows, N, L)
         _put(d_weights, own, L, rows, left, L, d_a)
     ae = _products(dropped, L, d_scores, L, own, left, L, C, BL, OP, PREC)
     aw = _products(dropped, L, unpacked, L, own, left, L, C, BL, OP, PREC)
-    ae_op = tl.where(reverse, ae, 0.0).to(OP)
-    aw_op = tl.where(reverse, aw, 0.0).to(OP)
+    ae_op = _left(ae, rate, own[None, :], own[:, None]).to(OP)
+    aw_op = _left(aw, rate, own[None, :], own[:, None]).to(OP)
     for first in range(0, K, BK):
         columns = first + tl.arange(0, BK)
         d_k = tl.dot(ae_op, _tile(query, own, query_n, columns, left, K).to(OP), input_precision=PREC)
         if has_sums:
-            d_k += _of_sums(dropped, key_later + place, own, columns, left, L, K, C, BL, BK, PREC)
+            d_k += _until(rate, own, left, C) * _of_sums(
+                dropped, key_later + place, own, columns, left, L, K, C, BL, BK, PREC
+            )
         g = (_tile(grad, own, grad_n, columns, left, K).to(tl.float32) * mean[:, None]).to(OP)
         d_v = tl.dot(aw_op, g, input_precision=PREC)
         if untied:
             if has_sums:
-                d_v += _of_sums(dropped, value_later + place, own, columns, left, L, K, C, BL, BK, PREC)
+                d_v += _until(rate, own, left, C) * _of_sums(
+                    dropped, value_later + place, own, columns, left, L, K, C, BL, BK, PREC
+                )
             _put(d_value, own, out_n, columns, left, K, d_v)
         else:
             d_k += d_v

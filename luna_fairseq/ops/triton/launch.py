@@ -92,6 +92,7 @@ class _Call:
         mask: Optional[Tensor],
         start: Optional[Tensor],
         dropout: Tuple[float, int, float, int],
+        rates: Optional[Tensor],
     ) -> None:
         self.untied = value is not None
         self.query, self.key, self.weights = _rows(query), _rows(key), _rows(weights)
@@ -104,6 +105,8 @@ class _Call:
         self.has_sums = self.chunks > 1 or start is not None
         # A kernel is the same whether there are counts and masks or not: it gets a pointer of the type anyway.
         self.has_counts, self.has_mask = counts is not None, mask is not None
+        self.has_decay = int(rates is not None)
+        self.rates = query.new_empty(0, dtype=torch.float32) if rates is None else rates
         self.counts = query.new_empty(0, dtype=torch.int32) if counts is None else counts
         self.mask = query.new_empty(0, dtype=torch.uint8) if mask is None else mask
         self.pack_dropout, self.unpack_dropout = dropout[:2], dropout[2:]
@@ -134,16 +137,17 @@ class _Call:
         first, step = (self.chunks, -1) if backwards else (0, 1)
         begin = sums if start is None else start
         kernels.running_sums[grid](
-            sums, begin, self.chunks, size, int(start is not None), first, step, T=places, E=numbers, num_warps=4
-        )
+            sums, begin, self.rates, self.chunks, size, int(start is not None), first, step,
+            self.heads, self.length, self.has_decay, T=places, E=numbers, C=self.config.chunk, num_warps=4,
+        )  # fmt: skip
 
     def sums(self) -> Tuple[Tensor, Tensor]:
         """The pack weights after dropout, ``[B * H, N, L]``, and the running sums of keys and values."""
         dropped, sums, c = self.empty_rows(), self.empty_sums(), self.config
         strides = (*self.strides()[3:], *self.weights.stride()[:3])
         kernels.chunk_sums[self.grid](
-            self.key, self.value, self.weights, dropped, sums[0], sums[-1], *strides, *self.sizes,
-            int(self.has_sums), int(self.untied), *self.pack_dropout, **c.launch_sums(),
+            self.key, self.value, self.weights, dropped, sums[0], sums[-1], self.rates, *strides, *self.sizes,
+            int(self.has_sums), int(self.untied), self.has_decay, *self.pack_dropout, **c.launch_sums(),
         )  # fmt: skip
         self.run(sums, self.start, backwards=False)
         return dropped, sums
@@ -151,10 +155,11 @@ class _Call:
     def forward(self) -> Tuple[Tensor, Tensor]:
         dropped, sums = self.sums()
         out, c = _empty_like_heads(self.value), self.config
-        flags = (int(self.has_sums), int(self.has_counts), int(self.has_mask))
+        flags = (int(self.has_sums), int(self.has_counts), int(self.has_mask), self.has_decay)
         kernels.unpack[self.grid](
-            self.query, self.key, self.value, dropped, sums[0], sums[-1], self.counts, self.mask, self.empty_rows(),
-            out, *self.strides(out), *self.sizes, *flags, self.scale, *self.unpack_dropout, **c.launch(),
+            self.query, self.key, self.value, dropped, sums[0], sums[-1], self.counts, self.mask, self.rates,
+            self.empty_rows(), out, *self.strides(out), *self.sizes, *flags, self.scale, *self.unpack_dropout,
+            **c.launch(),
         )  # fmt: skip
         return out, sums
 
@@ -168,16 +173,16 @@ class _Call:
         flags = (int(self.has_sums), int(self.has_counts))
         strides = self.strides(grad, d_query)
         kernels.query_gradient[self.grid](
-            self.query, self.key, self.value, dropped, sums[0], sums[-1], self.counts, self.mask, grad,
+            self.query, self.key, self.value, dropped, sums[0], sums[-1], self.counts, self.mask, self.rates, grad,
             d_query, unpacked, d_scores, later[0], later[-1], *strides, *self.sizes, *flags, int(self.has_mask),
-            int(self.untied), self.scale, *self.unpack_dropout, **c.launch(),
+            int(self.untied), self.has_decay, self.scale, *self.unpack_dropout, **c.launch(),
         )  # fmt: skip
         self.run(later, grad_sums, backwards=True)
         d_weights = self.weights.new_empty(self.batch, self.heads, self.length, self.rows)
         kernels.key_gradient[self.grid](
-            self.query, self.key, self.value, dropped, self.counts, grad, unpacked, d_scores, later[0], later[-1],
-            d_key, d_value, d_weights, *strides, *self.sizes, *flags, int(self.untied), *self.pack_dropout,
-            **c.launch(),
+            self.query, self.key, self.value, dropped, self.counts, self.rates, grad, unpacked, d_scores,
+            later[0], later[-1], d_key, d_value, d_weights, *strides, *self.sizes, *flags, int(self.untied),
+            self.has_decay, *self.pack_dropout, **c.launch(),
         )  # fmt: skip
         return d_query, d_key, d_value, d_weights, later
 
@@ -196,26 +201,27 @@ class _CausalLuna(torch.autograd.Function):
         counts: Optional[Tensor],
         mask: Optional[Tensor],
         dropout: Tuple[float, int, float, int],
+        rates: Optional[Tensor],
     ) -> Tuple[Tensor, Optional[Tensor]]:
-        ctx.save_for_backward(query, key, value, weights, start, counts, mask)
+        ctx.save_for_backward(query, key, value, weights, start, counts, mask, rates)
         ctx.dropout = dropout
         with _on_device(query):
-            out, sums = _Call(query, key, value, weights, counts, mask, start, dropout).forward()
+            out, sums = _Call(query, key, value, weights, counts, mask, start, dropout, rates).forward()
         return out, None if start is None else sums[:, :, -1].reshape(start.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_sums: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
-        query, key, value, weights, start, counts, mask = ctx.saved_tensors
+        query, key, value, weights, start, counts, mask, rates = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(
                 "second derivatives of the causal attention need its torch form: set LUNA_KERNELS=torch"
             )
-        call = _Call(query, key, value, weights, counts, mask, start, ctx.dropout)
+        call = _Call(query, key, value, weights, counts, mask, start, ctx.dropout, rates)
         with _on_device(query):
             grad_sums = None if grad_sums is None else grad_sums.contiguous()
             d_query, d_key, d_value, d_weights, later = call.backward(grad, grad_sums)
         d_start = None if start is None else later[:, :, 0].reshape(start.shape)
-        return d_query, d_key, None if value is None else d_value, d_weights, d_start, None, None, None
+        return d_query, d_key, None if value is None else d_value, d_weights, d_start, None, None, None, None
 
 
 def causal_luna_attention(
@@ -229,6 +235,7 @@ def causal_luna_attention(
     unpack_dropout: float,
     state: Optional["causal.CausalState"],
     steps: Optional["causal.Steps"] = None,
+    decay: float = 0.0,
 ) -> Tuple[Tensor, Optional["causal.CausalState"]]:
     """:func:`luna_fairseq.ops.causal_luna_attention`, with its arguments, for what :func:`fits`."""
     tied = key is value
@@ -237,9 +244,10 @@ def causal_luna_attention(
     counted = start = None
     if padding_mask is not None:
         weights = weights.masked_fill(padding_mask[:, None, :, None], 0.0)
+    if steps is None:
+        steps = causal.Steps(batch, length, padding_mask, query.device, torch.float32)
+    rates = steps.rates(decay, query.size(1)) if decay else None
     if padding_mask is not None or state is not None:
-        if steps is None:
-            steps = causal.Steps(batch, length, padding_mask, query.device, torch.float32)
         counted = steps.after(None if state is None else state.steps)
     if state is not None:
         start = state.key_sum[None] if tied else torch.stack((state.key_sum, state.value_sum))
@@ -249,7 +257,7 @@ def causal_luna_attention(
     seeds = torch.randint(2**31 - 1, (2,)).tolist() if pack_dropout > 0 or unpack_dropout > 0 else (0, 0)
     dropout = (float(pack_dropout), seeds[0], float(unpack_dropout), seeds[1])
     counts = None if counted is None else counted.steps.to(torch.int32).contiguous()
-    out, sums = _CausalLuna.apply(query, key, None if tied else value, weights, start, counts, mask, dropout)
+    out, sums = _CausalLuna.apply(query, key, None if tied else value, weights, start, counts, mask, dropout, rates)
     if state is None or counted is None:
         return out, None
     key_sum = sums[0]

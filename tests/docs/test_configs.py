@@ -108,6 +108,23 @@ def test_a_config_with_a_position_bias_is_the_one_beside_it_but_for_that(path: P
     assert cfg == beside
 
 
+DECAYED = [path for path in PRIMARY if path.stem.endswith("_decay")]
+
+
+@pytest.mark.parametrize("path", DECAYED, ids=lambda path: path.stem)
+def test_a_config_whose_heads_forget_is_the_one_beside_it_but_for_that(path: Path) -> None:
+    cfg, beside = _compose(path), _compose(path.with_stem(path.stem.removesuffix("_decay")))
+    assert (cfg.model.pop("causal_decay"), beside.model.pop("causal_decay")) == (5, 0)
+    assert cfg == beside and len(DECAYED) == 8
+
+
+@pytest.mark.parametrize("arch", ["luna", pytest.param("luna_lm", marks=pytest.mark.long)])
+def test_heads_forget_only_if_they_are_told_to(arch: str) -> None:
+    given = _from_command_line(arch, "--causal-decay", "0.5")
+    default = _from_command_line(arch)
+    assert (given.pop("causal_decay"), default.pop("causal_decay")) == (0.5, 0.0) and default == given
+
+
 def test_layers_with_a_position_bias_are_the_others_but_for_that() -> None:
     path = ROOT / "configs" / "lra" / "listops_small.yaml"
     cfg, beside = _compose(path, "layers=luna_16_bias"), _compose(path)

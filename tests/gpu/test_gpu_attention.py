@@ -80,14 +80,16 @@ def test_causal_attention_is_the_formula(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["tied", "untied", "biased", "causal tied", "causal untied"])
+@pytest.mark.parametrize("kind", ["tied", "untied", "biased", "causal tied", "causal untied", "causal forgetting"])
 @pytest.mark.parametrize("device", EACH)
 def test_layers_are_those_of_the_cpu_in_float64(device: str, kind: str, dtype: torch.dtype) -> None:
     """With padding; the same numbers for both, so that only the arithmetic differs."""
     torch.manual_seed(0)
     layer: Any
     if kind.startswith("causal"):
-        layer = CausalLunaAttention(64, 2, tie_kv="untied" not in kind)
+        layer = CausalLunaAttention(
+            64, 2, tie_kv="untied" not in kind, decay=0.5 if kind == "causal forgetting" else 0.0
+        )
     else:
         layer = LunaAttention(64, 2, tie_kv=kind != "untied", position_bias=0.5 if kind == "biased" else 0.0)
     layer.to(dtype)

@@ -43,15 +43,23 @@ def run(given: Dict[str, Tensor], dtype: torch.dtype, tied: bool, **options: Any
     return {"output": out.detach(), **{k: t.grad for k, t in x.items() if t.grad is not None}}
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tied", "decay"), [(True, 0.0), (False, 0.0), (False, 0.3)])
 @pytest.mark.parametrize(("device", "dtype", "dim", "rows", "length"), CASES)
 def test_kernels_are_the_torch_form(
-    device: str, dtype: torch.dtype, dim: int, rows: int, length: int, tied: bool, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    dtype: torch.dtype,
+    dim: int,
+    rows: int,
+    length: int,
+    tied: bool,
+    decay: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Masks of P for tied keys and values, padding before the text for others; the torch form in float64."""
     given = drawn(device, dtype, dim, rows, length)
     packed = ops.key_mask(padding_mask(2, rows, 5, "right")) if tied else None
     options = to(device, dict(packed_mask=packed, padding_mask=None if tied else padding_mask(2, length, 6, "left")))
+    options["decay"] = decay
     want = run(given, torch.float64, tied, **options)
     monkeypatch.setenv("LUNA_KERNELS", "triton")
     assert fused.kernels(given["query"], given["key"], given["value"], rows) is not None

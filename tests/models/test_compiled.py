@@ -57,14 +57,21 @@ def _padded(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "tie_kv"),
-    [("pack and unpack", False), ("with a bias", True), ("causal softplus", True), ("causal elu", False)],
+    [
+        ("pack and unpack", False),
+        ("with a bias", True),
+        ("causal softplus", True),
+        ("causal elu", False),
+        ("forgetting softplus", False),
+    ],
 )
 def test_attentions(kind: str, tie_kv: bool) -> None:
     """With padding."""
     torch.manual_seed(0)
     module: Any
-    if kind.startswith("causal"):
-        module = CausalLunaAttention(32, 4, tie_kv=tie_kv, activation=kind.split()[1])
+    if kind.endswith(("softplus", "elu")):
+        decay = 2.0 if kind.startswith("forgetting") else 0.0
+        module = CausalLunaAttention(32, 4, tie_kv=tie_kv, activation=kind.split()[1], decay=decay)
         return _check(module, lambda x, packed, _: module(x, packed, None, _padded(x)))
     module = LunaAttention(32, 4, tie_kv=tie_kv, position_bias=0.5 if kind == "with a bias" else 0.0)
     return _check(module, lambda x, packed, read: module(x, packed, read, ops.key_mask(_padded(read)))[0])

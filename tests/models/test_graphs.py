@@ -19,7 +19,7 @@ SHORT, LONG = [7, 5], [150, 40, 3]
 # Tied and published; and with everything that is made another way.
 OTHER: Dict[str, Any] = dict(
     untie_luna_kv=True, packed_position_bias=1.0, encoder_learned_pos=True, decoder_learned_pos=True,
-    encoder_normalize_before=True, decoder_normalize_before=True,
+    encoder_normalize_before=True, decoder_normalize_before=True, causal_decay=2.0,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What the language model promises, whatever its weights."""
 
 import itertools
+import math
 from argparse import Namespace
 from typing import Any, Dict, List
 
@@ -14,6 +15,7 @@ from luna_fairseq.errors import CheckpointMismatch
 from luna_fairseq.models.luna_lm import REFUSED, LunaLanguageModel, LunaLanguageModelConfig
 from luna_fairseq.modules.carried import Carry, faded
 from luna_fairseq.ops import CausalState
+from luna_fairseq.ops.decay import SPAN
 from support.models import (
     PAD,
     assert_close,
@@ -33,6 +35,8 @@ VARIANTS: List[Dict[str, Any]] = [
     {"decoder_normalize_before": True, "no_decoder_final_norm": True, "share_decoder_input_output_embed": True},
     {"decoder_learned_pos": True, "layernorm_embedding": True},
     {"causal_activation": "elu", "no_scale_embedding": True, "no_token_positional_embeddings": True},
+    {"causal_decay": 5.0},
+    {"causal_decay": 0.3, "untie_luna_kv": True},
     {"projection_length": 1, "decoder_input_dim": 16, "decoder_output_dim": 24},
     {**ADAPTIVE, "tie_adaptive_weights": True, "tie_adaptive_proj": True, "decoder_input_dim": 32},
     {"character_embeddings": True, "character_filters": "[(1, 8), (2, 8)]"},
@@ -160,8 +164,21 @@ def test_what_fades_keeps_its_mean(tied: bool) -> None:
     assert faded(states, 0) is states and counts.tolist() == [10, 2]
 
 
+def test_what_fades_keeps_the_mean_of_heads_that_forget() -> None:
+    """Of 10 positions that count as 4: the sum is that of 4 positions that all are what the mean was."""
+    old, count = torch.rand(1, 2, 4, 5), torch.tensor([10])
+    (state,) = faded([CausalState(old, old, count)], 4, decay=0.8)
+    for head, rate in enumerate((0.8, 0.8 / SPAN)):
+        ten, four = (sum(math.exp(-rate * n) for n in range(positions)) for positions in (10, 4))
+        assert_close(state.key_sum[0, head], old[0, head] / ten * four, f"head {head}")
+
+
 @pytest.mark.parametrize("options", [{}, dict(restart=True), dict(at_most=3), dict(restart=True, at_most=2)])
-@pytest.mark.parametrize("variant", [{}, {"untie_luna_kv": True}, {"share_packed_embeddings": True}], ids=_name)
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"untie_luna_kv": True}, {"share_packed_embeddings": True}, {"causal_decay": 0.4}],
+    ids=_name,
+)
 def test_blocks_token_by_token_are_blocks_at_once(options: Dict[str, Any], variant: Dict[str, Any]) -> None:
     model = make_lm(**variant).eval()
     tokens = _texts([15, 15])

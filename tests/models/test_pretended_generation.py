@@ -38,7 +38,7 @@ def _search(model: Any, sources: Any, beam: int) -> List[Any]:
     [
         ({}, 4),
         ({"untie_luna_kv": True}, 4),
-        ({"packed_position_bias": 1.0}, 2),
+        ({"packed_position_bias": 1.0, "causal_decay": 5.0}, 2),
         ({"encoder_normalize_before": True, "decoder_normalize_before": True}, 1),
     ],
     ids=str,

@@ -19,6 +19,7 @@ from support.models import (
     make_batch,
     make_config,
     make_dictionary,
+    make_lm,
     make_model,
     make_sentences,
     make_task,
@@ -31,6 +32,8 @@ VARIANTS: List[Dict[str, Any]] = [
     {"encoder_learned_pos": True, "decoder_learned_pos": True},
     {"layernorm_embedding": True},
     {"causal_activation": "elu", "no_scale_embedding": True},
+    {"causal_decay": 5.0},
+    {"causal_decay": 0.3, "untie_luna_kv": True},
     {"encoder_projected_attention_heads": 2, "decoder_projected_attention_heads": 8},
     {"projection_length": 1},
     {"no_token_positional_embeddings": True},
@@ -275,6 +278,29 @@ def test_weights_of_another_model_of_the_same_shapes_are_refused(change: Dict[st
         make_model(**change).load_state_dict(state)
     make_model().load_state_dict(state)
     make_model(**change).load_state_dict(dict(state))  # nothing said, as in published checkpoints
+
+
+@pytest.mark.parametrize("make", [make_model, make_lm])
+def test_weights_of_a_model_that_forgets_otherwise_are_refused(make: Any) -> None:
+    """A checkpoint that says nothing is one without a decay."""
+    plain, decayed = make().state_dict(), make(causal_decay=5.0).state_dict()
+    make(causal_decay=5.0).load_state_dict(decayed)
+    make().load_state_dict(dict(plain))
+    for state, own, said in (
+        (decayed, 0.0, "self_attn.causal_decay is 5.0 in the checkpoint and 0.0 in this model"),
+        (decayed, 2.0, "self_attn.causal_decay is 5.0 in the checkpoint and 2.0 in this model"),
+        (plain, 5.0, "self_attn.causal_decay is 0.0 in the checkpoint and 5.0 in this model"),
+        (dict(plain), 5.0, "self_attn.causal_decay is 0.0 in the checkpoint and 5.0 in this model"),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            make(causal_decay=own).load_state_dict(state)
+
+
+@pytest.mark.parametrize("make", [make_model, make_lm])
+@pytest.mark.parametrize("rate", [-1.0, float("inf"), float("nan")])
+def test_bad_decays(make: Any, rate: float) -> None:
+    with pytest.raises(ValueError, match=f"--causal-decay is {rate}: it must be at least 0, and finite"):
+        make(causal_decay=rate)
 
 
 def test_word_dropout_drops_whole_words_and_only_those() -> None:

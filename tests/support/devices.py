@@ -18,6 +18,7 @@ MODELS: Dict[str, Any] = {
     "luna": make_model,
     "luna_untied": lambda: make_model(untie_luna_kv=True),
     "luna_biased": lambda: make_model(packed_position_bias=1.0),
+    "luna_forgetting": lambda: make_model(causal_decay=5.0),
     "luna_bert": make_bert,
     "luna_lm": make_lm,
     "lra": make_lra,

@@ -201,6 +201,7 @@ _OF_TRANSLATION = """
 --fix-projection-length
 --encoder-projected-attention-heads 4 --decoder-projected-attention-heads 4
 --causal-activation elu
+--causal-decay 5
 --packed-position-bias 1 --packed-position-bias-in cross
 --word-dropout 0.1
 """
@@ -265,6 +266,7 @@ _OF_THE_LANGUAGE_MODEL = """
 --share-decoder-input-output-embed
 --share-packed-embeddings
 --causal-activation elu
+--causal-decay 5
 --untie-luna-kv
 --carry-state --carry-positions restart
 --carry-state --carry-at-most 8

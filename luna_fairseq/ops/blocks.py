@@ -147,9 +147,13 @@ class Blocks:
         first = sums[-1 if backwards else 0]
         first.zero_() if total is None else first.copy_(total)
         each = sums.unbind()
-        share = None if left is None else left.to(sums.dtype).repeat(rows // left.size(0), 1, 1)
+        left = None if left is None else left.to(sums.dtype)
         for one, following in itertools.pairwise(each[::-1] if backwards else each):
-            following.add_(one) if share is None else following.addcmul_(one, share)
+            if left is None:
+                following.add_(one)
+            else:
+                by_head = -1, left.size(0), *shape[1:]
+                following.view(by_head).addcmul_(one.view(by_head), left)
         return (sums[1:] if backwards else sums[:-1]).flatten(0, 1), sums[0 if backwards else -1]
 
     def _running_at_once(

@@ -85,5 +85,5 @@ class ChunkDecay:
 
     @staticmethod
     def _times(x: Tensor, factor: Tensor, in_place: bool = False) -> Tensor:
-        by_head, factor = x.unflatten(0, (-1, factor.size(0))), factor.to(x.dtype)
-        return (by_head.mul_(factor) if in_place else by_head * factor).flatten(0, 1)
+        by_head, factor = x.view(-1, factor.size(0), *x.shape[1:]), factor.to(x.dtype)
+        return (by_head.mul_(factor) if in_place else by_head * factor).view(x.shape)

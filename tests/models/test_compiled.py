@@ -72,7 +72,9 @@ def test_attentions(kind: str, tie_kv: bool) -> None:
     if kind.endswith(("softplus", "elu")):
         decay = 2.0 if kind.startswith("forgetting") else 0.0
         module = CausalLunaAttention(32, 4, tie_kv=tie_kv, activation=kind.split()[1], decay=decay)
-        return _check(module, lambda x, packed, _: module(x, packed, None, _padded(x)))
+        # In chunks, for any length, torch takes minutes of reasoning about the shapes of a decay.
+        lengths = [(100, 40), (41, 130)] if decay else LENGTHS
+        return _check(module, lambda x, packed, _: module(x, packed, None, _padded(x)), lengths)
     module = LunaAttention(32, 4, tie_kv=tie_kv, position_bias=0.5 if kind == "with a bias" else 0.0)
     return _check(module, lambda x, packed, read: module(x, packed, read, ops.key_mask(_padded(read)))[0])
 

@@ -88,7 +88,7 @@ def test_dropout_is_drawn_once_and_the_same_again(device: str, monkeypatch: pyte
     from luna_fairseq.ops.triton import launch
 
     ones = torch.ones(2, 2, length, 5, device=device)
-    call = launch._Call(given["query"], given["key"], None, ones, None, None, None, (0.25, 7, 0.0, 0))
+    call = launch._Call(given["query"], given["key"], None, ones, None, None, None, (0.25, 7, 0.0, 0), None)
     kept = call.sums()[0]
     assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(kept.eq(0).float().mean().item() - 0.25) < 0.08

@@ -17,7 +17,7 @@ from fairseq.models.transformer.transformer_config import (
 )
 from omegaconf import II, OmegaConf
 
-from luna_fairseq.ops import CAUSAL_ACTIVATIONS
+from luna_fairseq.ops import CAUSAL_ACTIVATIONS, check_decay
 
 # What tasks and models have in common.
 _OF_TASKS = ("max_source_positions", "max_target_positions", "tokens_per_sample", "add_bos_token")
@@ -255,7 +255,7 @@ def check_config(cfg: Any) -> None:
         )
     check_probabilities(cfg, "word_dropout")
     check_position_bias_options(cfg)
-    check_causal_decay(cfg)
+    check_decay(cfg.causal_decay)
 
 
 def check_refused(cfg: Any, refused: Dict[str, str]) -> None:
@@ -286,16 +286,6 @@ def check_position_bias_options(cfg: Any) -> None:
     place = getattr(cfg, "packed_position_bias_in", "both")
     if slope == 0.0 and place != "both":
         raise ValueError(f"--packed-position-bias-in is {place} and there is no bias: add --packed-position-bias 1")
-
-
-def check_causal_decay(cfg: Any) -> None:
-    """Refuse rates at which nothing can be forgotten.
-
-    Raises:
-        ValueError: with the option, its value, and what to change.
-    """
-    if not 0.0 <= cfg.causal_decay < float("inf"):
-        raise ValueError(f"--causal-decay is {cfg.causal_decay}: it must be at least 0, and finite")
 
 
 def check_at_least(least: int, cfg: Any, *names: str) -> None:

@@ -24,7 +24,6 @@ from luna_fairseq.models._config import (
     PackedOptions,
     add_options,
     check_at_least,
-    check_causal_decay,
     check_refused,
     check_stack,
     namespace,
@@ -377,7 +376,7 @@ def _check_lm_config(args: Any) -> None:
     check_refused(args, REFUSED)
     check_stack(args, "decoder")
     check_at_least(1, args, "max_target_positions")
-    check_causal_decay(args)
+    ops.check_decay(args.causal_decay)
     widths = (args.decoder_input_dim, args.decoder_output_dim)
     if args.share_decoder_input_output_embed and (args.adaptive_input or args.character_embeddings):
         raise ValueError(

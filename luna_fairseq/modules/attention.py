@@ -229,7 +229,7 @@ class CausalLunaAttention(_LunaAttentionBase):
         q_noise, qn_block_size: quantisation noise on the projections (fairseq's ``--quant-noise-pq``).
 
     Raises:
-        ValueError: if ``num_heads`` does not divide ``embed_dim``, or the activation is unknown.
+        ValueError: if ``num_heads`` does not divide ``embed_dim``, or activation or decay are none that there are.
     """
 
     def __init__(
@@ -250,6 +250,7 @@ class CausalLunaAttention(_LunaAttentionBase):
             raise ValueError(
                 f"--causal-activation is {activation!r}: choose one of {', '.join(ops.CAUSAL_ACTIVATIONS)}"
             )
+        ops.check_decay(decay)
         self.activation = activation
         self.decay = float(decay)
         self.tie_kv = tie_kv

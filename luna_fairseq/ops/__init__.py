@@ -27,7 +27,7 @@ from luna_fairseq.ops.causal import (
     causal_luna_attention,
     causal_pack_weights,
 )
-from luna_fairseq.ops.decay import decay_rates, decayed_mean
+from luna_fairseq.ops.decay import check_decay, decay_rates, decayed_mean
 from luna_fairseq.ops.dropout import add_dropout
 from luna_fairseq.ops.folded import (
     Projection,
@@ -62,6 +62,7 @@ __all__ = [
     "causal_luna_attention",
     "causal_pack_weights",
     "causal_products",
+    "check_decay",
     "decay_rates",
     "decayed_mean",
     "folded_pack",

@@ -121,15 +121,15 @@ class Blocks:
         backwards: bool,
         left: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
-        """Sums of ``left^T right``: of all before each chunk (after it, if ``backwards``), and up to the block's end.
+        """Sums of ``x^T y``: of all before each chunk (after it, if ``backwards``), and up to the block's end.
 
         Args:
-            pairs: one or several of ``(left, right)``, ``[chunks * sentences * H, c, E]`` and ``[..., c, F]``, which
+            pairs: one or several of ``(x, y)``, ``[chunks * sentences * H, c, E]`` and ``[..., c, F]``, which
                 are added up.
             chunks: which they are.
             total: ``[sentences * H, E, F]``, the sum before the block; None for 0.
             backwards: the last chunk comes first.
-            left: of a sum behind one more chunk, ``[H, 1, 1]``; None for all of it.
+            left: how much is left of a sum behind one more chunk, ``[H, 1, 1]``; None for all of it.
 
         Returns:
             ``[chunks * sentences * H, E, F]`` and ``[sentences * H, E, F]``, views of one tensor where they are sums.
@@ -187,7 +187,7 @@ def _decayed(sums: Tensor, left: Tensor, backwards: bool) -> Tensor:
 
     Args:
         sums: ``[groups, size, n * H, E, F]``.
-        left: of a sum behind one more, ``[H, 1, 1]``.
+        left: how much is left of a sum behind one more, ``[H, 1, 1]``.
     """
     groups, size = sums.shape[:2]
     each = sums.unflatten(2, (-1, left.size(0)))

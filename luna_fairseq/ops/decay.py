@@ -18,6 +18,15 @@ from torch import Tensor
 SPAN = 32.0  # the fastest rate of a model over the slowest
 
 
+_LEAST = 1e-6  # of a rate: a smaller one changes nothing, and in the end has no digits
+
+
+def check_decay(decay: float) -> None:
+    """Raise ValueError for a rate at which nothing can be forgotten."""
+    if not (decay == 0.0 or _LEAST <= decay < float("inf")):
+        raise ValueError(f"--causal-decay is {decay}: it must be 0 (none) or at least {_LEAST:g}, and finite")
+
+
 def decay_rates(fastest: float, heads: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The rate of every head, ``[H, 1, 1]``: from ``fastest`` down to ``fastest / SPAN`` by equal factors.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luna_fairseq.models._config import REFUSED, LunaConfig, check_config
 from luna_fairseq.models.luna import LunaModel
-from luna_fairseq.modules import WordDropout
+from luna_fairseq.modules import CausalLunaAttention, WordDropout
 from support.models import (
     EOS,
     PAD,
@@ -297,10 +297,24 @@ def test_weights_of_a_model_that_forgets_otherwise_are_refused(make: Any) -> Non
 
 
 @pytest.mark.parametrize("make", [make_model, make_lm])
-@pytest.mark.parametrize("rate", [-1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("rate", [-1.0, 1e-45, float("inf"), float("nan")])
 def test_bad_decays(make: Any, rate: float) -> None:
-    with pytest.raises(ValueError, match=f"--causal-decay is {rate}: it must be at least 0, and finite"):
+    said = rf"--causal-decay is {rate}: it must be 0 \(none\) or at least 1e-06, and finite"
+    with pytest.raises(ValueError, match=said):
         make(causal_decay=rate)
+    with pytest.raises(ValueError, match=said):
+        CausalLunaAttention(8, 2, decay=rate)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e30])
+def test_the_least_decay_is_none_and_the_most_leaves_a_position_itself(rate: float) -> None:
+    model, plain = make_model(causal_decay=rate), make_model()
+    source, target = _pair([9, 12], [6, 2])
+    out = model(source, None, target)[0]
+    out.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    near = (out - plain(source, None, target)[0]).abs().max() < 1e-3
+    assert near == (rate < 1)
 
 
 def test_word_dropout_drops_whole_words_and_only_those() -> None:

@@ -36,6 +36,10 @@ def _other_dictionary(filename: str, message: str) -> Optional[str]:
     )
 
 
+# Numbers that make another model, and what they are in checkpoints that do not know of them.
+_NEWER = {"causal_decay": 0.0}
+
+
 def _what_differs(filename: str, message: str, cfg: Any) -> Optional[str]:
     """The sentence about a checkpoint whose weights do not fit the model.
 
@@ -62,9 +66,10 @@ def _what_differs(filename: str, message: str, cfg: Any) -> Optional[str]:
     else:
         differing = [
             f"--{name.replace('_', '-')} {value}"
-            for name, value in saved.items()
+            for name, value in {**_NEWER, **saved}.items()
             # A share of dropout makes no other weights.
-            if name in own and str(own[name]) != str(value) and not isinstance(value, float) and name[0] != "_"
+            if name in own and str(own[name]) != str(value) and (name in _NEWER or not isinstance(value, float))
+            if name[0] != "_"
         ]
     shown = f" ({', '.join(differing[:6])}{', ...' if len(differing) > 6 else ''})" if differing else ""
     option = "--finetune-from-model" if filename == cfg.checkpoint.finetune_from_model else "--save-dir"

@@ -102,6 +102,8 @@ def test_save_folder_of_another_architecture(corpus: Corpus, tmp_path: Path) -> 
     for options, message in (
         (["--arch", "luna_base_untied"], "leave out --untie-luna-kv"),
         (["--packed-position-bias", 1], "the checkpoint has no position bias: leave out --packed-position-bias"),
+        (["--causal-decay", 5], f"{other} (--causal-decay 0.0), or name another --save-dir"),
+        (["--causal-decay", -1], "--causal-decay is -1.0: it must be 0 (none) or at least 1e-06, and finite"),
         (["--encoder-layers", 1], f"{other} (--encoder-layers 2), or name another --save-dir"),
         (["--encoder-attention-heads", 4], f"{other} (--encoder-attention-heads 2, --encoder-projected-att"),
     ):

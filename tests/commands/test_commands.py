@@ -231,6 +231,25 @@ def test_a_model_with_a_position_bias(corpus: Corpus, tmp_path: Path) -> None:
     assert "the checkpoint has a position bias in its cross-attention alone: give --packed-position-bias 1" in said
 
 
+def test_a_model_that_forgets(corpus: Corpus, tmp_path: Path) -> None:
+    """It trains, goes on, is averaged, and translates as with all words at once."""
+    for updates in (2, 4):
+        train(corpus, tmp_path, "--causal-decay", 5, "--max-update", updates)
+    run_command(
+        "luna-fairseq", "average", "--inputs", tmp_path / "checkpoint_last.pt", "--output", tmp_path / "averaged.pt"
+    )
+    assert "H-0" in generate(corpus, tmp_path / "averaged.pt", "--beam", 2)
+    usual = dict(data_name_or_path=str(corpus.data), bpe="sentencepiece", sentencepiece_model=str(corpus.spm))
+    hub = LunaModel.from_pretrained(str(tmp_path), "checkpoint_last.pt", **usual)
+    assert {layer.self_attn.decay for layer in hub.models[0].decoder.layers} == {5.0}
+    source = hub.encode("the old cat")
+    best = hub.generate([source], beam=2)[0][0]
+    target = torch.cat([best["tokens"].new_tensor([hub.tgt_dict.eos()]), best["tokens"][:-1]])[None]
+    logits = hub.models[0](source[None], torch.tensor([len(source)]), target)[0]
+    scores = logits.log_softmax(-1)[0].gather(1, best["tokens"][:, None]).squeeze(1)
+    torch.testing.assert_close(scores, best["positional_scores"], atol=1e-5, rtol=1e-5)
+
+
 def test_replace_unknown_words_by_the_aligned_source_word(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     """Some words made unknown by a negative penalty; the word each attends to most stands in its place."""
     raw = tmp_path / "raw"  # fairseq replaces words only in raw text

@@ -282,15 +282,19 @@ def test_weights_of_another_model_of_the_same_shapes_are_refused(change: Dict[st
 
 @pytest.mark.parametrize("make", [make_model, make_lm])
 def test_weights_of_a_model_that_forgets_otherwise_are_refused(make: Any) -> None:
-    """A checkpoint that says nothing is one without a decay."""
-    plain, decayed = make().state_dict(), make(causal_decay=5.0).state_dict()
+    """One of ours that says nothing of it has no decay; of one that says nothing at all nobody knows."""
+    plain, decayed, older = make().state_dict(), make(causal_decay=5.0).state_dict(), make().state_dict()
+    for own_metadata in older._metadata.values():
+        own_metadata.pop("causal_decay", None)
     make(causal_decay=5.0).load_state_dict(decayed)
-    make().load_state_dict(dict(plain))
+    for state in (older, dict(plain)):
+        make().load_state_dict(state)
+    make(causal_decay=5.0).load_state_dict(dict(decayed))  # as pruned or averaged by fairseq
     for state, own, said in (
         (decayed, 0.0, "self_attn.causal_decay is 5.0 in the checkpoint and 0.0 in this model"),
         (decayed, 2.0, "self_attn.causal_decay is 5.0 in the checkpoint and 2.0 in this model"),
         (plain, 5.0, "self_attn.causal_decay is 0.0 in the checkpoint and 5.0 in this model"),
-        (dict(plain), 5.0, "self_attn.causal_decay is 0.0 in the checkpoint and 5.0 in this model"),
+        (older, 5.0, "self_attn.causal_decay is 0.0 in the checkpoint and 5.0 in this model"),
     ):
         with pytest.raises(RuntimeError, match=said):
             make(causal_decay=own).load_state_dict(state)

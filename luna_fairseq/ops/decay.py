@@ -63,7 +63,6 @@ class ChunkDecay:
     """
 
     def __init__(self, rates: Optional[Tensor], chunk: int) -> None:
-        self._rates = rates
         self._triangle: Optional[Tensor] = None
         self._since: Optional[Tensor] = None
         self._until: Optional[Tensor] = None

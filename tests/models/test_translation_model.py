@@ -318,7 +318,10 @@ def test_the_least_decay_is_none_and_the_most_leaves_a_position_itself(rate: flo
     out.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     near = (out - plain(source, None, target)[0]).abs().max() < 1e-3
-    assert near == (rate < 1)
+    other = target.clone()
+    other[:, 0] = target[:, 0] + 1
+    unmoved = torch.equal(model(source, None, other)[0][0, 1:], out[0, 1:])
+    assert (bool(near), unmoved) == ((True, False) if rate < 1 else (False, True))
 
 
 def test_word_dropout_drops_whole_words_and_only_those() -> None:
